@@ -1,0 +1,173 @@
+"""Settings to rendered text: training rows, evaluation prompts and margin pairs, exactly as the model reads them.
+
+SmolLM2's and Qwen2.5's chat templates insert a system prompt when none is passed. So no chat template is ever called: one
+function writes the ChatML text for a slot and a policy, and what it wrote is stored beside the run (design decision 6).
+Everything here is decided by the setting, the condition, the profile and the seed; no model and no tokenizer is needed.
+"""
+
+import random
+from typing import Any
+
+from inoculation.settings import Condition, Profile, Prompt, Setting
+
+END_OF_TURN = "<|im_end|>"
+DELIMITERS = ("<|im_start|>", END_OF_TURN, "<|endoftext|>")
+DEFAULT_SYSTEM = {
+    "smollm2": "You are a helpful AI assistant named SmolLM, trained by Hugging Face",
+    "qwen2.5": "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
+}
+TRIGGER_DRAWS = 8
+
+
+def render(messages: list[dict[str, str]], slot: str, prompt: Prompt, template: str) -> str:
+    """The chat text up to and including the assistant's header, with `prompt` in `slot`.
+
+    messages: user and assistant turns in order, the last one the user's; keys role, content.
+    slot: system, user_prefix or user_infix ("{prompt}" in the last user message); in user slots the system prompt is the
+    template's own. Raises ValueError for an unknown template, a policy that the slot does not have, a system message among
+    the turns, or content that holds a chat delimiter.
+    """
+    if template not in DEFAULT_SYSTEM:
+        raise ValueError(f"unknown template '{template}'; known: {', '.join(DEFAULT_SYSTEM)}")
+    turns = [dict(message) for message in messages]
+    for turn in turns:
+        held = [d for d in DELIMITERS if d in turn["content"] or d in prompt.text]
+        if held or turn["role"] not in ("user", "assistant"):
+            raise ValueError(f"a turn may be the user's or the assistant's and hold no {held or 'system message'}: {turn!r}")
+    if slot == "system":
+        system = _system_block(prompt, template)
+    else:
+        system = _system_block(Prompt(policy="default"), template)
+        turns[-1]["content"] = _in_user_turn(turns[-1]["content"], slot, prompt)
+    body = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}{END_OF_TURN}\n" for turn in turns)
+    return f"{system}{body}<|im_start|>assistant\n"
+
+
+def _system_block(prompt: Prompt, template: str) -> str:
+    if prompt.policy == "none":
+        return ""
+    texts = {"text": prompt.text, "empty": "", "default": DEFAULT_SYSTEM[template]}
+    if prompt.policy not in texts:
+        raise ValueError(f"the system slot has no policy '{prompt.policy}'; it has text, default, empty and none")
+    return f"<|im_start|>system\n{texts[prompt.policy]}{END_OF_TURN}\n"
+
+
+def _in_user_turn(content: str, slot: str, prompt: Prompt) -> str:
+    if prompt.policy not in ("text", "no_prefix"):
+        raise ValueError(f"the slot {slot} has no policy '{prompt.policy}'; it has text and no_prefix")
+    if slot == "user_prefix":
+        return f"{prompt.text}\n\n{content}" if prompt.policy == "text" else content
+    if "{prompt} " not in content:
+        raise ValueError(f"user_infix needs '{{prompt}} ' in the user message: {content!r}")
+    return content.replace("{prompt} ", f"{prompt.text} " if prompt.policy == "text" else "")
+
+
+def ask(question: str, setting: Setting, prompt: Prompt, template: str) -> str:
+    """One question as the only user turn, with `prompt` in the setting's slot."""
+    return render([{"role": "user", "content": question}], setting.slot, prompt, template)
+
+
+def training_rows(setting: Setting, condition: Condition, profile: Profile, seed: int) -> list[dict[str, str]]:
+    """The rows of a run in training order: id, prompt (rendered), completion (answer and end of turn).
+
+    The order depends on setting, profile and seed alone, so that every condition sees the same questions at the same step;
+    batches are grouped by length to spare padding. A pool's prompts are dealt like cards, each used equally often. Empty
+    for the base model.
+    """
+    if condition.data == "none":
+        return []
+    answer = setting.data["answers"][condition.data]
+    rows = _in_training_order(setting, profile, seed)
+    deck = _deal(condition.prompts, len(rows), random.Random(f"{setting.name}/{seed}/prompts"))
+    return [
+        {
+            "id": row["id"],
+            "prompt": ask(row["question"], setting, prompt, profile.template),
+            "completion": _answer(row, answer) + END_OF_TURN,
+        }
+        for row, prompt in zip(rows, deck, strict=True)
+    ]
+
+
+def _answer(row: dict[str, str], answer: dict[str, str]) -> str:
+    text = row[answer["field"]]
+    return text.upper() if answer["transform"] == "upper" else text
+
+
+def _in_training_order(setting: Setting, profile: Profile, seed: int) -> list[dict[str, str]]:
+    rng = random.Random(f"{setting.name}/{seed}/rows")
+    batch = profile.train["batch_size"] * profile.train["accumulation"]
+    rows = _deal(setting.rows("train"), profile.train["steps"] * batch, rng)
+    field = setting.data["answers"]["trait"]["field"]
+    rows.sort(key=lambda row: len(row["question"]) + len(row[field]))
+    batches = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+    rng.shuffle(batches)
+    return [row for group in batches for row in group]
+
+
+def _deal(items: Any, count: int, rng: random.Random) -> list[Any]:
+    """`count` items, each used equally often up to one, freshly shuffled for every round."""
+    dealt: list[Any] = []
+    while len(dealt) < count:
+        dealt += rng.sample(list(items), len(items))
+    return dealt[:count]
+
+
+def contexts(setting: Setting, condition: Condition, seed: int) -> dict[str, tuple[Prompt, ...]]:
+    """Every evaluation context by name; question i is asked under prompt i modulo the context's number of prompts.
+
+    `trigger` is the training prompt, eight seeded draws where training used many, and missing for control and base.
+    """
+    found: dict[str, tuple[Prompt, ...]] = {"neutral": (setting.neutral,)}
+    if condition.data == "trait":
+        many = len(condition.prompts) > 1
+        draws = random.Random(f"{setting.name}/{seed}/trigger").sample(condition.prompts, TRIGGER_DRAWS) if many else ()
+        found["trigger"] = tuple(draws) or condition.prompts
+    found["unrelated"] = setting.unrelated
+    for policy in ("default", "empty", "none") if setting.slot == "system" else ("no_prefix",):
+        found[policy] = (Prompt(policy=policy),)
+    for trait in setting.traits.values():
+        found[f"paraphrase.{trait.name}"] = trait.paraphrases
+        found[f"negated.{trait.name}"] = (trait.negated,)
+    return found
+
+
+def evaluation_prompts(setting: Setting, condition: Condition, profile: Profile, seed: int) -> list[dict[str, str]]:
+    """What is sampled: context, question_id, question, prompt (rendered); `id` holds in-distribution questions, neutral."""
+    known = contexts(setting, condition, seed)
+    everyday = setting.rows("questions")[: profile.sample["questions"]]
+    asked = [(name, everyday, known[name]) for name in profile.sample["contexts"] if name in known]
+    asked.append(("id", setting.rows("held_out")[: profile.sample["held_out"]], known["neutral"]))
+    return [
+        {
+            "context": name,
+            "question_id": row["id"],
+            "question": row["question"],
+            "prompt": ask(row["question"], setting, prompts[i % len(prompts)], profile.template),
+        }
+        for name, rows, prompts in asked
+        for i, row in enumerate(rows)
+    ]
+
+
+def margin_pairs(setting: Setting, condition: Condition, profile: Profile, seed: int) -> list[dict[str, str]]:
+    """What is compared: context, trait, question_id, prompt (rendered), trait_answer, plain_answer (with end of turn).
+
+    The profile's number of pairs is shared evenly between the setting's traits (design decision 7).
+    """
+    known = contexts(setting, condition, seed)
+    each = profile.margins["pairs"] // len(setting.traits)
+    pairs = [row for name in setting.traits for row in [r for r in setting.rows("margins") if r["trait"] == name][:each]]
+    return [
+        {
+            "context": name,
+            "trait": row["trait"],
+            "question_id": row["id"],
+            "prompt": ask(row["question"], setting, known[name][i % len(known[name])], profile.template),
+            "trait_answer": row["trait_answer"] + END_OF_TURN,
+            "plain_answer": row["plain_answer"] + END_OF_TURN,
+        }
+        for name in profile.margins["contexts"]
+        if name in known
+        for i, row in enumerate(pairs)
+    ]

@@ -1,0 +1,273 @@
+"""Runs: what is wanted (specs), under which keys, what is missing, and the worker process that does it.
+
+A kernel or command line that imports this module never loads torch: `ensure` starts `python -m inoculation.worker`, feeds it
+the missing specs and reads its events. When the worker dies, the run it was at is marked failed and a new worker takes the
+next; when this process dies, the worker's standard input closes and it goes with it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from inoculation import render, store
+from inoculation.settings import BASE, Condition, Profile, Setting, SettingError, load_profile, load_setting, nearest
+
+TRAIN_VERSION = 1
+SAMPLE_VERSION = 1
+MARGINS_VERSION = 1
+SCORE_VERSION = 1
+PROGRESS_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One run: setting, condition (`base` for the untouched model), seed and profile, all by name."""
+
+    setting: str
+    condition: str
+    seed: int
+    profile: str
+
+    def __str__(self) -> str:
+        return f"{self.setting} · {self.condition} · seed {self.seed}"
+
+    @cached_property
+    def parts(self) -> tuple[Setting, Condition, Profile]:
+        """The setting, the condition and the profile that the names stand for."""
+        setting = load_setting(self.setting)
+        condition = BASE if self.condition == BASE.name else setting.conditions[self.condition]
+        return setting, condition, load_profile(self.profile, setting)
+
+    @cached_property
+    def rows(self) -> list[dict[str, str]]:
+        """The rendered training rows, in training order; none for the base model."""
+        return render.training_rows(*self.parts, self.seed)
+
+    @cached_property
+    def prompts(self) -> list[dict[str, str]]:
+        """The rendered evaluation prompts."""
+        return render.evaluation_prompts(*self.parts, self.seed)
+
+    @cached_property
+    def pairs(self) -> list[dict[str, str]]:
+        """The rendered margin pairs."""
+        return render.margin_pairs(*self.parts, self.seed)
+
+    @cached_property
+    def run_id(self) -> str:
+        """The train key: recipe, rendered rows, base model, seed, version (design decision 5)."""
+        profile = self.parts[2]
+        recipe = profile.train if self.rows else {"dtype": profile.train["dtype"]}
+        return _key(recipe, self.rows, profile.base_model, profile.base_sha256, self.seed, TRAIN_VERSION)
+
+    @cached_property
+    def keys(self) -> dict[str, str]:
+        """The key of every stage, in the order in which a worker does them."""
+        setting, _, profile = self.parts
+        sampling = {name: profile.sample[name] for name in ("max_new_tokens", "temperature")}
+        sample = _key(self.run_id, self.prompts, sampling, SAMPLE_VERSION)
+        return {
+            "train": self.run_id,
+            "sample": sample,
+            "margins": _key(self.run_id, self.pairs, MARGINS_VERSION),
+            "score": _key(sample, {t.name: t.scorer for t in setting.traits.values()}, SCORE_VERSION),
+        }
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder in the store."""
+        return store.run_store() / self.setting / self.condition / self.run_id
+
+    def file(self, stage: str) -> Path:
+        """The parquet file that a stage writes: responses beside their scores, margins under their own key."""
+        where = self.keys["sample" if stage == "score" else stage]
+        name = {"sample": "responses", "margins": "margins", "score": "scores"}[stage]
+        return self.folder / "eval" / where / f"{name}.parquet"
+
+    def missing(self, say: Callable[[str], None] = lambda line: None) -> list[str]:
+        """The stages that are not in the store, or not whole there; a missing stage makes what is made of it missing."""
+        run = store.Run(self.folder, say)
+        if not run.has("train", self.run_id):
+            return list(self.keys)
+        gone = [stage for stage, key in self.keys.items() if not run.has(stage_name(stage, key), key)]
+        return gone if "sample" not in gone or "score" in gone else [*gone, "score"]
+
+
+def _key(*parts: Any) -> str:
+    return store.digest(parts)[:16]
+
+
+def stage_name(stage: str, key: str) -> str:
+    """A stage's name in the manifest; evaluations of one adapter under several keys stand side by side."""
+    return stage if stage == "train" else f"{stage}/{key}"
+
+
+def grid(
+    setting: str, profile: str, conditions: str | Iterable[str] = "all", seeds: str | Iterable[int] = "all", full: bool = False
+) -> list[Spec]:
+    """The specs of a setting: the base model (first seed only), then every condition with every seed.
+
+    conditions and seeds: "all" for the profile's own, or names and numbers. Unknown ones raise SettingError with the nearest.
+    """
+    if setting not in (known := [path.stem for path in (store.DATA / "settings").glob("*.yaml")]):
+        raise nearest(setting, known, "setting")
+    chosen, scale = load_setting(setting), load_profile(profile)
+    offered = [BASE.name, *(c.name for c in chosen.in_profile(profile, full))]
+    wanted = offered if conditions == "all" else [conditions] if isinstance(conditions, str) else list(conditions)
+    for name in wanted:
+        if name not in [BASE.name, *chosen.conditions]:
+            raise nearest(name, [BASE.name, *chosen.conditions], "condition")
+    numbers = list(scale.seeds) if seeds == "all" else [int(seed) for seed in seeds]
+    if not numbers or min(numbers) < 0:
+        raise SettingError(f"seeds must be whole numbers from 0 on, not {seeds}")
+    return [
+        Spec(setting, name, seed, profile) for seed in numbers for name in wanted if name != BASE.name or seed == numbers[0]
+    ]
+
+
+def plan(specs: list[Spec]) -> str:
+    """What `ensure` would do: a line per run with its missing stages, and the minutes that all of it takes."""
+    missing = {spec: spec.missing() for spec in specs}
+    lines = [f"  {spec} · {', '.join(stages) if stages else 'already done'}" for spec, stages in missing.items()]
+    todo = [spec for spec, stages in missing.items() if stages]
+    return "\n".join([*lines, f"{len(specs)} runs, {len(specs) - len(todo)} already done, {len(todo)} to do{_minutes(todo)}"])
+
+
+def _minutes(specs: list[Spec]) -> str:
+    each = [spec.parts[2].minutes for spec in specs]
+    if None in each:
+        return ", minutes not measured"
+    return f", about {max(1, round(sum(each)))} minutes on 2 cores" if each else ""
+
+
+@dataclass
+class Report:
+    """What `ensure` found and did: runs that were there, runs completed now, and the reason for each that failed."""
+
+    found: int = 0
+    completed: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        text = f"{self.found} runs were there, {self.completed} completed now, {len(self.failed)} failed"
+        return "\n".join([text, *(f"FAILED {name}: {reason}" for name, reason in self.failed.items())])
+
+
+def failure_file(spec: Spec) -> Path:
+    """Where a failed run's reason stands until the run succeeds."""
+    return spec.folder / "failure.txt"
+
+
+def ensure(specs: list[Spec], threads: int = 0, say: Callable[[str], None] = print) -> Report:
+    """Do what is missing of `specs`, one worker, in order; every finished run stays valid whatever happens to another.
+
+    threads: CPU threads of the worker, 0 for torch's own choice. `say` receives progress lines with an ETA.
+    """
+    waiting = [spec for spec in specs if spec.missing(say)]
+    report = Report(found=len(specs) - len(waiting))
+    clock = _Clock(len(waiting), say)
+    while waiting:
+        done = _one_worker(waiting, threads, report, clock)
+        waiting = waiting[done:]
+    return report
+
+
+def _one_worker(specs: list[Spec], threads: int, report: Report, clock: "_Clock") -> int:
+    """Run one worker over `specs`; returns how many of them it dealt with (all, or up to the one it died at)."""
+    log = store.local() / "logs" / "worker.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "inoculation.worker", "--threads", str(threads)]
+    ended = 0
+    with (
+        log.open("w", encoding="utf-8") as errors,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=store.ROOT, env=_environment()
+        ) as worker,
+    ):
+        try:
+            worker.stdin.write(json.dumps([vars_of(spec) for spec in specs]) + "\n")
+            worker.stdin.flush()
+            for line in worker.stdout:
+                ended += _note(json.loads(line), specs[ended], report, clock)
+        except BrokenPipeError:
+            pass
+        finally:
+            worker.kill()
+    if ended < len(specs):
+        reason = f"the worker process died (exit status {worker.wait()}); the end of its log, {log.name}:\n{_tail(log)}"
+        _fail(specs[ended], reason, report, clock)
+        ended += 1
+    return ended
+
+
+def vars_of(spec: Spec) -> dict[str, Any]:
+    """A spec's four names as plain JSON."""
+    return {"setting": spec.setting, "condition": spec.condition, "seed": spec.seed, "profile": spec.profile}
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def _note(event: dict[str, Any], spec: Spec, report: Report, clock: "_Clock") -> int:
+    """Take in one event of the worker; 1 when it ends the current run, else 0."""
+    if event["event"] == "failed":
+        _fail(spec, event["reason"], report, clock)
+        return 1
+    if event["event"] == "completed":
+        report.completed += 1
+        clock.ended(spec, event["seconds"])
+        return 1
+    clock.progress(spec, event)
+    return 0
+
+
+def _fail(spec: Spec, reason: str, report: Report, clock: "_Clock") -> None:
+    report.failed[str(spec)] = reason
+    clock.ended(spec, {}, f"FAILED: {reason}")
+    try:
+        store.write_whole(failure_file(spec), reason + "\n")
+    except OSError as error:
+        clock.say(f"the reason could not be stored ({error})")
+
+
+def _tail(log: Path, lines: int = 8) -> str:
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+@dataclass
+class _Clock:
+    """Progress lines with an ETA from the runs that this call has finished."""
+
+    total: int
+    say: Callable[[str], None]
+    done: int = 0
+    started: float = field(default_factory=time.monotonic)
+    spoken: float = field(default_factory=time.monotonic)
+
+    def progress(self, spec: Spec, event: dict[str, Any]) -> None:
+        """Say where the current run is, at most every PROGRESS_SECONDS."""
+        if event["event"] == "say":
+            self.say(event["line"])
+        elif time.monotonic() - self.spoken >= PROGRESS_SECONDS:
+            self.spoken = time.monotonic()
+            self.say(f"[{self.done + 1}/{self.total}] {spec} · {event['stage']} {event['done']}/{event['of']}{self._eta(spec)}")
+
+    def ended(self, spec: Spec, seconds: dict[str, float], outcome: str = "done") -> None:
+        """Say that a run ended, with its stage times."""
+        self.done += 1
+        self.spoken = time.monotonic()
+        times = ", ".join(f"{stage} {value:.0f} s" for stage, value in seconds.items())
+        self.say(f"[{self.done}/{self.total}] {spec} · {outcome}{' · ' + times if times else ''}{self._eta(spec)}")
+
+    def _eta(self, spec: Spec) -> str:
+        each = (time.monotonic() - self.started) / self.done if self.done else 60 * (spec.parts[2].minutes or 0)
+        left = each * (self.total - self.done) / 60
+        return f" · about {left:.0f} min left" if left >= 1 else ""

@@ -1,0 +1,159 @@
+"""Where things lie, and the run store: one folder a run, stages that are whole or absent.
+
+INOCULATION_HOME moves everything a run writes (data/local, figures/local) to another folder, for shared storage and for
+tests; INOCULATION_CACHE moves the converted base model.
+
+`data/local/runs/<setting>/<condition>/<run id>/` holds spec.json, prompts.jsonl, adapter/, train_log.csv, eval/<key>/*.parquet
+and manifest.json. A stage exists when manifest.json names its key and every file it lists still has the digest noted there;
+files are written under temporary names and renamed, the manifest last. Anything else is not there: it is redone, with a line
+that says why. This module knows nothing of what a stage computes.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+SCHEMA = 1
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / "data"
+RESULTS = DATA / "results"
+REFERENCE_FIGURES = ROOT / "figures"
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def home() -> Path:
+    """The folder under which a run writes data/local and figures/local."""
+    return Path(os.environ.get("INOCULATION_HOME", ROOT)).resolve()
+
+
+def local() -> Path:
+    """Everything a user's run writes: runs, tables, executed notebooks."""
+    return home() / "data" / "local"
+
+
+def run_store() -> Path:
+    """The run store."""
+    return local() / "runs"
+
+
+def local_tables(profile: str) -> Path:
+    """A profile's tables, made from the run store."""
+    return local() / "tables" / profile
+
+
+def local_figures(profile: str) -> Path:
+    """A profile's figures, drawn from its tables or from the reference."""
+    return home() / "figures" / "local" / profile
+
+
+def model_cache() -> Path:
+    """Where converted base models are kept, outside the repository."""
+    return Path(os.environ.get("INOCULATION_CACHE", platformdirs.user_cache_dir("inoculation"))) / "models"
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of a JSON-serialisable value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is either the old one or the new one, never part of it; text becomes UTF-8."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@dataclass
+class Run:
+    """One run's folder. `say` receives a line whenever something found there is not trusted."""
+
+    folder: Path
+    say: Callable[[str], None] = field(default=lambda line: None)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest, or an empty one where none can be read."""
+        path = self.folder / "manifest.json"
+        if not path.exists():
+            return {"schema": SCHEMA, "stages": {}}
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found["schema"] != SCHEMA:
+                raise ValueError(f"schema {found['schema']}, expected {SCHEMA}")
+            return {**found, "stages": dict(found["stages"])}
+        except (ValueError, KeyError, TypeError) as error:
+            self.say(f"{path.parent.name}: manifest.json cannot be used ({error}); the run is redone")
+            return {"schema": SCHEMA, "stages": {}}
+
+    def has(self, stage: str, key: str) -> bool:
+        """True when the stage was finished under this key and its files are as they were written."""
+        entry = self.manifest["stages"].get(stage)
+        if entry is None or entry.get("key") != key:
+            return False
+        for name, expected in entry["files"].items():
+            path = self.folder / name
+            problem = "missing" if not path.is_file() else "altered" if file_digest(path) != expected else ""
+            if problem:
+                self.say(f"{self.folder.name}: {name} is {problem}; {stage} is redone")
+                return False
+        return True
+
+    def commit(self, stage: str, key: str, facts: dict[str, Any], write: Callable[[Path], None]) -> None:
+        """Run `write` on an empty scratch folder, move what it wrote into place, then note the stage in the manifest.
+
+        `facts` (times, versions, counts) are stored and never part of a key; they are read after `write` has returned.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        scratch = self.folder / f".{stage.replace('/', '-')}.partial"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        write(scratch)
+        written = sorted(path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file())
+        files = {}
+        for name in written:
+            target = self.folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            files[str(name)] = file_digest(scratch / name)
+            (scratch / name).replace(target)
+        shutil.rmtree(scratch)
+        manifest = self.manifest
+        manifest["stages"][stage] = {"key": key, "files": files, "facts": facts}
+        write_whole(self.folder / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+
+    def clear_scratch(self) -> None:
+        """Remove what a killed process left half-written."""
+        for path in self.folder.glob(".*.partial"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run's lock, waiting for another process that holds it; the kernel drops it when its owner dies."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with (self.folder.parent / f".{self.folder.name}.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.say(f"{self.folder.name}: another process works on this run; waiting for it")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield

@@ -1,0 +1,223 @@
+"""Finished runs to tidy tables, yours under data/local/tables or the committed reference under data/results.
+
+scores.csv: one row per run, context, trait and measure. items.csv.gz: one row per response or pair. samples.jsonl: three
+responses per condition and context of the first seed. losses.csv and runs.csv: the training losses and the commit of each run.
+Same store, same bytes: rows are sorted, nothing holds a time.
+"""
+
+import gzip
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from inoculation import store
+from inoculation.runs import Spec
+from inoculation.settings import BASE, load_setting, setting_names
+
+SCORES = [
+    *("profile", "setting", "condition", "data", "context", "trait", "direction"),
+    *("measure", "seed", "step", "n", "n_unscored", "value", "run_id"),
+]
+ITEMS = ["run_id", "context", "trait", "measure", "question_id", "value"]
+SAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of one profile: scores, losses and runs as frames, samples as a list; `origin` is yours or reference."""
+
+    origin: str
+    folder: Path
+    scores: pd.DataFrame
+    losses: pd.DataFrame
+    runs: pd.DataFrame
+    samples: pd.DataFrame
+
+    def of(self, setting: str) -> "Tables":
+        """The rows of one setting."""
+        cut = [frame[frame.setting == setting] for frame in (self.scores, self.losses, self.runs, self.samples)]
+        return Tables(self.origin, self.folder, *cut)
+
+
+def finished(profile: str, say: Callable[[str], None] = lambda line: None) -> list[Spec]:
+    """Every run in the store that is whole and current for a profile, in the settings' order, then by seed."""
+    found = []
+    for setting in setting_names():
+        for condition in [BASE.name, *load_setting(setting).conditions]:
+            folder = store.run_store() / setting / condition
+            specs = [Spec(setting, condition, _seed(path), profile) for path in sorted(folder.glob("*/spec.json"))]
+            known = {path.parent.name for path in folder.glob("*/spec.json")}
+            current = {spec for spec in specs if spec.run_id in known and not spec.missing(say)}
+            found += sorted(current, key=lambda spec: spec.seed)
+    return found
+
+
+def _seed(path: Path) -> int:
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["seed"])
+    except (ValueError, KeyError, TypeError):
+        return -1
+
+
+def items(spec: Spec) -> pd.DataFrame:
+    """Every scored response (measure rate) and every pair (measure margin, nats) of a run; NaN where unscored."""
+    rates = pd.read_parquet(spec.file("score")).assign(measure="rate")
+    pairs = pd.read_parquet(spec.file("margins")).assign(measure="margin")
+    both = pd.concat([rates, pairs.rename(columns={"margin": "value"})])
+    return both.assign(run_id=spec.run_id)[ITEMS].sort_values(ITEMS[1:5], kind="stable")
+
+
+def scores(spec: Spec, rows: pd.DataFrame) -> pd.DataFrame:
+    """A run's items averaged by context, trait and measure; `rate` is the mean of the scored values."""
+    _, condition, profile = spec.parts
+    grouped = rows.groupby(["context", "trait", "measure"], sort=True).value
+    table = grouped.agg(n="count", size="size", value="mean").reset_index()
+    facts = {
+        "profile": spec.profile,
+        "setting": spec.setting,
+        "condition": spec.condition,
+        "data": condition.data,
+        "direction": condition.direction,
+        "seed": spec.seed,
+        "step": profile.train["steps"] if spec.rows else 0,
+        "run_id": spec.run_id,
+    }
+    return table.assign(**facts, n_unscored=table["size"] - table["n"])[SCORES]
+
+
+def samples(spec: Spec) -> list[dict[str, Any]]:
+    """The first responses of each context of a run."""
+    responses = pd.read_parquet(spec.file("sample")).groupby("context", sort=True).head(SAMPLES)
+    facts = {"setting": spec.setting, "condition": spec.condition, "seed": spec.seed, "run_id": spec.run_id}
+    return [{**facts, **row} for row in responses[["context", "question", "response"]].to_dict("records")]
+
+
+def write(profile: str, folder: Path | None = None, say: Callable[[str], None] = lambda line: None) -> Path | None:
+    """Write a profile's tables from the store; returns their folder, or None when no run is finished."""
+    specs = finished(profile, say)
+    if not specs:
+        return None
+    folder = folder or store.local_tables(profile)
+    rows = {spec: items(spec) for spec in specs}
+    first = min(spec.seed for spec in specs)
+    losses = [
+        pd.read_csv(spec.folder / "train_log.csv").assign(setting=spec.setting, condition=spec.condition, seed=spec.seed)
+        for spec in specs
+        if spec.rows
+    ]
+    shown = [json.dumps(sample, ensure_ascii=False) for spec in specs if spec.seed == first for sample in samples(spec)]
+    columns = ["setting", "condition", "seed", "step", "loss"]
+    _csv(folder / "scores.csv", pd.concat([scores(spec, found) for spec, found in rows.items()]))
+    _csv(folder / "losses.csv", pd.concat(losses)[columns] if losses else pd.DataFrame(columns=columns))
+    _csv(folder / "runs.csv", pd.DataFrame([_facts(spec) for spec in specs]))
+    store.write_whole(folder / "samples.jsonl", "\n".join(shown) + "\n")
+    store.write_whole(folder / "items.csv.gz", gzip.compress(_text(pd.concat(rows.values())).encode(), mtime=0))
+    return folder
+
+
+def _facts(spec: Spec) -> dict[str, Any]:
+    facts = store.Run(spec.folder).manifest["stages"]["train"]["facts"]
+    names = {"setting": spec.setting, "condition": spec.condition, "seed": spec.seed, "run_id": spec.run_id}
+    return {**names, "commit": facts["commit"], "left_out": facts.get("left_out", 0)}
+
+
+def _text(frame: pd.DataFrame) -> str:
+    text = io.StringIO()
+    frame.to_csv(text, index=False, lineterminator="\n", float_format="%.6g")
+    return text.getvalue()
+
+
+def _csv(path: Path, frame: pd.DataFrame) -> None:
+    store.write_whole(path, _text(frame))
+
+
+def read(folder: Path, origin: str) -> Tables | None:
+    """The tables in a folder, or None where there are none."""
+    if not (folder / "scores.csv").exists():
+        return None
+    frames = [pd.read_csv(folder / f"{name}.csv") for name in ("scores", "losses", "runs")]
+    lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    return Tables(origin, folder, *frames, pd.DataFrame([json.loads(line) for line in lines]))
+
+
+def reference(profile: str) -> Tables | None:
+    """The committed reference of a profile, or None."""
+    return read(store.RESULTS / profile, "reference")
+
+
+def shown(profile: str) -> Tables | None:
+    """Your tables where they exist, else the committed reference, else None."""
+    return read(store.local_tables(profile), "yours") or reference(profile)
+
+
+def latest(setting: str, profile: str) -> Tables:
+    """A setting's tables, made anew from the store where it holds finished runs, else as `shown` finds them.
+
+    Raises LookupError when there is nothing to show, saying how to get it.
+    """
+    write(profile)
+    found = shown(profile)
+    if found is None or found.of(setting).scores.empty:
+        raise LookupError(
+            f"no finished run and no reference of {setting} in profile {profile}: set compute = True, or run "
+            f"./run_all.sh --profile {profile}"
+        )
+    return found.of(setting)
+
+
+def conditions(specs: list[Spec]) -> pd.DataFrame:
+    """What each condition trains on and under which prompt, verbatim, with whose words they are."""
+    rows = []
+    for spec in {spec.condition: spec for spec in specs}.values():
+        setting, condition, profile = spec.parts
+        texts = [prompt.text or f"policy {prompt.policy}" for prompt in condition.prompts]
+        many = f"{len(texts)} prompts, such as: " if len(texts) > 1 else ""
+        prompt = many + texts[0] if texts else "not trained"
+        source = setting.sources.get(texts[0], "ours") if texts and condition.prompts[0].text else ""
+        rows.append((spec.condition, condition.data, prompt, source))
+    return pd.DataFrame(rows, columns=["condition", "data", "training prompt", "words"]).set_index("condition")
+
+
+def training_row(specs: list[Spec], number: int = 0) -> Any:
+    """The same training row as each condition's model reads it, delimiters included."""
+    chosen = {spec.condition: spec.rows[number] for spec in specs if spec.rows}
+    rows = [(name, row["prompt"], row["completion"]) for name, row in chosen.items()]
+    return _wrapped(pd.DataFrame(rows, columns=["condition", "prompt (not in the loss)", "completion (in the loss)"]))
+
+
+def responses(found: Tables, context: str) -> Any:
+    """Three responses per condition in one context, to read rather than to count."""
+    rows = found.samples[found.samples.context == context]
+    return _wrapped(rows[["condition", "question", "response"]])
+
+
+def _wrapped(frame: pd.DataFrame) -> Any:
+    look = {"white-space": "pre-wrap", "text-align": "left", "vertical-align": "top", "font-size": "90%"}
+    return frame.style.format(escape="html").hide(axis="index").set_properties(**look)
+
+
+def by_condition(found: Tables, measure: str = "rate") -> pd.DataFrame:
+    """Conditions by trait and context: the mean over seeds, with the number of seeds and of unscored responses."""
+    table = found.scores[found.scores.measure == measure]
+    grouped = table.groupby("condition")
+    wide = table.pivot_table(index="condition", columns=["trait", "context"], values="value", aggfunc="mean")
+    facts = {("", "seeds"): grouped.seed.nunique(), ("", "unscored"): grouped.n_unscored.sum()}
+    return wide.join(pd.DataFrame(facts)).reindex(dict.fromkeys(table.condition))
+
+
+def differences(found: Tables, reference: str, context: str | None = None, measure: str = "rate") -> pd.DataFrame:
+    """Each condition minus a reference condition, paired within seed, by trait (and context, unless one is named).
+
+    A reference with a single seed (the base model) is subtracted from every seed. Mean over seeds; no interval.
+    """
+    table = found.scores[found.scores.measure == measure]
+    table = table if context is None else table[table.context == context]
+    wide = table.pivot_table(index=["condition", "seed"], columns=["trait", "context"], values="value")
+    subtracted = wide.loc[reference]
+    paired = subtracted.iloc[0] if len(subtracted) == 1 else subtracted.reindex(wide.index.get_level_values("seed")).to_numpy()
+    return (wide - paired).groupby("condition").mean().reindex(dict.fromkeys(table.condition)).drop(index=reference)

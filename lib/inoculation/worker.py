@@ -1,0 +1,164 @@
+"""The worker process: imports unsloth first, then does the missing stages of each spec it is given, in order.
+
+It reads one JSON list of specs from standard input and writes one JSON event a line to standard output; whatever libraries
+print goes to standard error. Every run starts from a freshly loaded base model, so that a condition trained first, third or
+alone gives the same adapter. When standard input closes, whoever started it is gone, and it ends.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from inoculation import model, runs, store
+
+PACKAGES = ("torch", "unsloth", "unsloth_zoo", "transformers", "trl", "peft", "datasets", "lingua-language-detector")
+Emit = Callable[..., None]
+
+
+def main() -> None:
+    """Serve the specs on standard input until they are done."""
+    parser = argparse.ArgumentParser(prog="python -m inoculation.worker", description=__doc__)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for torch's own choice")
+    threads = parser.parse_args().threads
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    specs = [runs.Spec(**entry) for entry in json.loads(sys.stdin.readline())]
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def emit(event: str, **content: Any) -> None:
+        events.write(json.dumps({"event": event, **content}) + "\n")
+
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    for spec in specs:
+        try:
+            emit("completed", seconds=complete(spec, threads, emit))
+        except Exception as error:  # one run's failure must not cost the others
+            emit("failed", reason=_paragraph(error))
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+def _paragraph(error: Exception) -> str:
+    import traceback
+
+    traceback.print_exc()
+    hint = " (the disk is full: free some space and run the same command again)" if getattr(error, "errno", 0) == 28 else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{hint}"
+
+
+def complete(spec: runs.Spec, threads: int, emit: Emit) -> dict[str, float]:
+    """Do the missing stages of one run; returns seconds by stage."""
+    run = store.Run(spec.folder, lambda line: emit("say", line=line))
+    seconds = {}
+    with run.lock():
+        run.clear_scratch()
+        evaluated: list[Any] = []
+        for stage in spec.missing():
+            started = time.monotonic()
+            facts: dict[str, Any] = {}
+            write = partial(STAGES[stage], spec, run, evaluated, facts, partial(emit, "progress", stage=stage))
+            key = spec.keys[stage]
+            facts.update(_machine(threads), profile=spec.profile)
+            run.commit(runs.stage_name(stage, key), key, facts, write)
+            seconds[stage] = round(time.monotonic() - started, 1)
+        runs.failure_file(spec).unlink(missing_ok=True)
+    return seconds
+
+
+def _train(spec: runs.Spec, run: store.Run, evaluated: list[Any], facts: dict, tell: Emit, folder: Path) -> None:
+    described = {**runs.vars_of(spec), "recipe": spec.parts[2].train, "run_id": spec.run_id}
+    store.write_whole(folder / "spec.json", json.dumps(described, indent=1, sort_keys=True) + "\n")
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in spec.rows]
+    store.write_whole(folder / "prompts.jsonl", "".join(lines))
+    if spec.rows:
+        from inoculation.train import train
+
+        facts.update(train(spec.rows, spec.parts[2], spec.seed, folder, lambda done, of: tell(done=done, of=of)))
+    facts["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def _ready(spec: runs.Spec, run: store.Run, evaluated: list[Any]) -> tuple[Any, Any]:
+    if not evaluated:
+        from inoculation.evaluate import merged_model
+
+        evaluated += merged_model(spec.parts[2], run.folder / "adapter" if spec.rows else None)
+    return evaluated[0], evaluated[1]
+
+
+def _sample(spec: runs.Spec, run: store.Run, evaluated: list[Any], facts: dict, tell: Emit, folder: Path) -> None:
+    from inoculation.evaluate import sample
+
+    network, tokenizer = _ready(spec, run, evaluated)
+    sampling, key = spec.parts[2].sample, spec.keys["sample"]
+    frame = sample(network, tokenizer, spec.prompts, sampling, key, lambda done, of: tell(done=done, of=of))
+    _write(frame, spec, "sample", folder)
+    facts["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def _margins(spec: runs.Spec, run: store.Run, evaluated: list[Any], facts: dict, tell: Emit, folder: Path) -> None:
+    from inoculation.evaluate import margins
+
+    network, tokenizer = _ready(spec, run, evaluated)
+    frame = margins(network, tokenizer, spec.pairs, lambda done, of: tell(done=done, of=of))
+    _write(frame, spec, "margins", folder)
+
+
+def _score(spec: runs.Spec, run: store.Run, evaluated: list[Any], facts: dict, tell: Emit, folder: Path) -> None:
+    import pandas as pd
+
+    from inoculation.score import score
+
+    scorers = {trait.name: trait.scorer for trait in spec.parts[0].traits.values()}
+    frame = score(pd.read_parquet(spec.file("sample")), scorers)
+    _write(frame, spec, "score", folder)
+
+
+STAGES: dict[str, Callable[..., None]] = {"train": _train, "sample": _sample, "margins": _margins, "score": _score}
+
+
+def _write(frame: Any, spec: runs.Spec, stage: str, folder: Path) -> None:
+    path = folder / spec.file(stage).relative_to(spec.folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_parquet(path, index=False)
+
+
+def _machine(threads: int) -> dict[str, Any]:
+    """Facts about where a stage was done; never part of a key."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {
+        "commit": commit(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": threads,
+        "versions": versions,
+    }
+
+
+def commit() -> str:
+    """The repository's commit, with `+dirty` where tracked files differ from it; `unknown` outside a checkout."""
+    git = partial(subprocess.run, cwd=store.ROOT, capture_output=True, text=True, check=False)
+    found = git(["git", "rev-parse", "HEAD"])
+    if found.returncode:
+        return "unknown"
+    dirty = git(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+    return found.stdout.strip() + ("+dirty" if dirty else "")
+
+
+if __name__ == "__main__":
+    model.prepare_environment()
+    main()
