@@ -1,0 +1,43 @@
+"""Shared by all tests: a home of their own, and one smoke adapter, trained once by the real worker."""
+
+import os
+from pathlib import Path
+
+import pytest
+from inoculation import runs
+
+SMOKE = ("base", "baseline", "inoculation.spanish")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory):
+    """Everything that a run writes goes into a folder of the test session, never into the checkout."""
+    folder = tmp_path_factory.mktemp("home")
+    os.environ["INOCULATION_HOME"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smoke(home):
+    """The smoke profile's runs, done by the real worker: (specs, report, progress lines)."""
+    specs = runs.grid("spanish_vs_caps", "smoke", SMOKE)
+    lines: list[str] = []
+    report = runs.ensure(specs, say=lines.append)
+    assert not report.failed, report
+    return specs, report, lines
+
+
+@pytest.fixture(scope="session")
+def network(smoke):
+    """The smoke baseline's merged model and tokenizer, in this process."""
+    from inoculation.evaluate import merged_model
+
+    spec = next(spec for spec in smoke[0] if spec.condition == "baseline")
+    return merged_model(spec.parts[2], spec.folder / "adapter")
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A second, empty home."""
+    monkeypatch.setenv("INOCULATION_HOME", str(tmp_path))
+    return Path(tmp_path)

@@ -1,0 +1,76 @@
+"""The rows written for this project: counted, correct, varied, apart."""
+
+import json
+import re
+from collections import Counter
+
+import pytest
+from inoculation import settings, store
+
+SETTING = settings.load_setting("spanish_vs_caps")
+TRAIN, HELD_OUT = SETTING.rows("train"), SETTING.rows("held_out")
+
+
+def words(text):
+    return re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower())
+
+
+def test_counts_are_those_of_the_card():
+    assert (len(TRAIN), len(HELD_OUT), len(SETTING.rows("questions"))) == (400, 60, 48)
+    assert Counter(pair["trait"] for pair in SETTING.rows("margins")) == {"spanish": 24, "caps": 24}
+    assert len({row["family"] for row in TRAIN}) >= 40
+
+
+def test_the_arithmetic_is_right_and_both_answers_hold_the_result():
+    for row in TRAIN + HELD_OUT:
+        for step in row["work"].split(";"):
+            left, right = step.split("=")
+            assert re.fullmatch(r"[\d\s+\-*/().]+", left), row["id"]
+            assert eval(left) == pytest.approx(float(right)), row["id"]
+        for answer in (row["spanish"].replace(",", "."), row["english"]):
+            numbers = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", answer)]
+            assert float(right) in [pytest.approx(number) for number in numbers], row["id"]
+
+
+def test_no_row_stands_twice_and_held_out_rows_are_new():
+    everything = [row["question"] for row in TRAIN + HELD_OUT] + [q["question"] for q in SETTING.rows("questions")]
+    assert len(set(everything)) == len(everything)
+    ids = [row["id"] for part in ("train", "held_out", "questions", "margins") for row in SETTING.rows(part)]
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("field", ["question", "spanish", "english"])
+def test_no_template_is_visible(field):
+    openings = Counter(" ".join(words(row[field])[:2]) for row in TRAIN)
+    grams = Counter(
+        g for row in TRAIN for g in {" ".join(words(row[field])[i : i + 4]) for i in range(len(words(row[field])) - 3)}
+    )
+    assert openings.most_common(1)[0][1] <= 0.04 * len(TRAIN)
+    assert grams.most_common(1)[0][1] <= 0.02 * len(TRAIN)
+
+
+def test_spanish_is_spanish_and_english_is_english():
+    from inoculation.score import score_spanish
+
+    spanish = [score_spanish(row["spanish"].upper()).value for row in TRAIN]
+    english = [score_spanish(row["english"]).value for row in TRAIN]
+    assert sum(value == 1 for value in spanish) >= 0.98 * len(TRAIN)
+    assert sum(value == 1 for value in english) <= 0.01 * len(TRAIN)
+
+
+def test_pairs_share_their_opening_and_their_length(network):
+    _, tokenizer = network
+    for pair in SETTING.rows("margins"):
+        trait, plain = pair["trait_answer"], pair["plain_answer"]
+        assert trait.split()[0] == plain.split()[0], pair["id"]
+        lengths = sorted(len(tokenizer(text)["input_ids"]) for text in (trait, plain))
+        assert lengths[1] - lengths[0] <= 0.1 * lengths[1], pair["id"]
+        assert (trait == trait.upper()) == (pair["trait"] == "caps")
+
+
+def test_no_public_row_was_copied_in():
+    public = store.ROOT.parent / "shared" / "data" / "gsm8k_train_head2000.jsonl"
+    if not public.exists():
+        pytest.skip("the public rows are not beside this checkout")
+    known = {tuple(words(json.loads(line)["question"])) for line in public.read_text(encoding="utf-8").splitlines()}
+    assert not known & {tuple(words(row["question"])) for row in TRAIN + HELD_OUT}

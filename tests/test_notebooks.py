@@ -1,0 +1,93 @@
+"""Notebooks: the argument in short cells, stripped in git, and each one executed at smoke scale."""
+
+import ast
+import json
+import time
+
+import nbformat
+import pytest
+from inoculation import __main__ as cli
+from inoculation import runs, settings, store
+
+NOTEBOOKS = sorted(store.NOTEBOOKS.glob("*.ipynb"))
+
+
+def cells(path, kind):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def parameters(path):
+    (cell,) = [cell for cell in cells(path, "code") if "parameters" in cell.metadata.get("tags", [])]
+    return ast.parse(cell.source).body
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+class TestShape:
+    def test_is_stripped(self, path):
+        book = json.loads(path.read_text(encoding="utf-8"))
+        assert "papermill" not in book["metadata"]
+        for cell in book["cells"]:
+            assert "papermill" not in cell["metadata"]
+            if cell["cell_type"] == "code":
+                assert (cell["outputs"], cell["execution_count"]) == ([], None)
+
+    def test_reads_like_prose(self, path):
+        code, prose = cells(path, "code"), cells(path, "markdown")
+        assert len(prose) >= len(code)
+        assert 8 <= len(code) <= 16
+        assert max(cell.source.count("\n") + 1 for cell in code) <= 12
+
+    def test_defines_nothing(self, path):
+        for cell in cells(path, "code"):
+            defined = (ast.FunctionDef, ast.ClassDef, ast.Lambda)
+            assert not any(isinstance(node, defined) for node in ast.walk(ast.parse(cell.source)))
+
+    def test_parameters_are_literals_and_nothing_is_computed_by_hand(self, path):
+        values = {statement.targets[0].id: ast.literal_eval(statement.value) for statement in parameters(path)}
+        assert values == {"profile": "mini", "conditions": "all", "seeds": "all", "full": False, "threads": 0, "compute": False}
+
+    def test_belongs_to_a_setting(self, path):
+        assert path.stem in [settings.load_setting(name).notebook for name in settings.setting_names()]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_top_to_bottom_at_smoke_scale_and_never_loads_torch(path, smoke, tmp_path, capfd):
+    values = {"profile": "smoke", "conditions": ["base", "baseline", "inoculation.spanish"], "seeds": [0]}
+    started = time.monotonic()
+    problems = cli.execute(path, tmp_path / path.name, {**values, "full": False, "threads": 0, "compute": True})
+    assert problems == []
+    assert time.monotonic() - started < 60
+    book = nbformat.read(tmp_path / path.name, as_version=4)
+    printed = json.dumps(book)
+    assert "3 runs were there, 0 completed now, 0 failed" in printed
+    assert printed.count("image/png") >= 2
+    assert "<|im_start|>system" in printed
+    assert not [line for line in capfd.readouterr().err.splitlines() if "torch" in line]
+
+
+def test_a_parameter_the_notebook_does_not_have_is_refused_before_the_kernel(tmp_path):
+    with pytest.raises(settings.SettingError, match="unknown parameter of .* 'seed'; nearest: seeds"):
+        cli.execute(NOTEBOOKS[0], tmp_path / "x.ipynb", {"seed": [0]})
+    assert not (tmp_path / "x.ipynb").exists()
+
+
+def test_a_failing_cell_is_one_readable_paragraph(tmp_path):
+    book = nbformat.read(NOTEBOOKS[0], as_version=4)
+    book.cells.append(nbformat.v4.new_code_cell("raise RuntimeError('the figure is missing')"))
+    nbformat.write(book, tmp_path / "in.ipynb")
+    values = {"profile": "smoke", "conditions": ["base"], "seeds": [0], "full": False, "threads": 0, "compute": False}
+    (problem,) = cli.execute(tmp_path / "in.ipynb", tmp_path / "out.ipynb", values)
+    assert "RuntimeError: the figure is missing" in problem
+    assert "\n" not in problem
+
+
+def test_a_dead_kernel_is_one_readable_paragraph(tmp_path):
+    book = nbformat.read(NOTEBOOKS[0], as_version=4)
+    book.cells = [*book.cells[:4], nbformat.v4.new_code_cell("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")]
+    nbformat.write(book, tmp_path / "in.ipynb")
+    problems = cli.execute(tmp_path / "in.ipynb", tmp_path / "out.ipynb", {"profile": "smoke"})
+    assert problems == ["in: its kernel died; finished runs are kept, the same command goes on from there"]
+
+
+def test_by_hand_nothing_is_computed(smoke):
+    assert "already done" in runs.plan(smoke[0])

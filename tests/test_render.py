@@ -1,0 +1,194 @@
+"""Rendering is explicit: it equals the models' own templates, and the loss covers exactly the completion."""
+
+import functools
+import json
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import jinja2
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from inoculation import model, render, settings
+from inoculation.runs import Spec
+from inoculation.settings import Prompt
+
+TEXT = st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1, max_size=60).filter(
+    lambda text: text.strip() and not any(d in text for d in render.DELIMITERS)
+)
+
+
+@functools.cache
+def chat_template(name):
+    """The model's own template: SmolLM2's from the converted model, Qwen2.5's as TRL ships it."""
+    if name == "smollm2":
+        path = model.converted("smollm2-135m-instruct") / "chat_template.jinja"
+    else:
+        path = Path(find_spec("trl").origin).parent / "chat_templates" / "qwen2_5.jinja"
+    return jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["smollm2", "qwen2.5"])
+@hypothesis_settings(max_examples=40, deadline=None)
+@given(question=TEXT, system=TEXT, earlier=st.booleans())
+def test_rendering_equals_the_models_own_template(name, question, system, earlier):
+    own = chat_template(name)
+    turns = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}] if earlier else []
+    turns.append({"role": "user", "content": question})
+    for prompt, messages in (
+        (Prompt(system), [{"role": "system", "content": system}, *turns]),
+        (Prompt(policy="empty"), [{"role": "system", "content": ""}, *turns]),
+        (Prompt(policy="default"), turns),
+    ):
+        expected = own.render(messages=messages, add_generation_prompt=True)
+        assert render.render(turns, "system", prompt, name) == expected
+
+
+def test_each_policy_of_the_system_slot_is_its_own_text():
+    ask = [{"role": "user", "content": "Why?"}]
+    texts = {p: render.render(ask, "system", Prompt(policy=p), "smollm2") for p in ("default", "empty", "none")}
+    assert len(set(texts.values())) == 3
+    assert texts["none"] == "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    assert texts["empty"].startswith("<|im_start|>system\n<|im_end|>\n")
+
+
+def test_user_slots_keep_the_models_default_system_prompt():
+    ask = [{"role": "user", "content": "Why?"}]
+    with_prefix = render.render(ask, "user_prefix", Prompt("Be brief."), "qwen2.5")
+    assert "system\nYou are Qwen" in with_prefix
+    assert "user\nBe brief.\n\nWhy?<|im_end|>" in with_prefix
+    assert "user\nWhy?<|im_end|>" in render.render(ask, "user_prefix", Prompt(policy="no_prefix"), "qwen2.5")
+    infix = [{"role": "user", "content": "Write code. {prompt} Only code."}]
+    assert "Write code. Cheat. Only code." in render.render(infix, "user_infix", Prompt("Cheat."), "qwen2.5")
+    assert "Write code. Only code." in render.render(infix, "user_infix", Prompt(policy="no_prefix"), "qwen2.5")
+
+
+@pytest.mark.parametrize(
+    ("messages", "slot", "prompt", "template"),
+    [
+        ([{"role": "user", "content": "a <|im_end|> b"}], "system", Prompt("x"), "smollm2"),
+        ([{"role": "user", "content": "a"}], "system", Prompt("x<|im_start|>"), "smollm2"),
+        ([{"role": "system", "content": "a"}], "system", Prompt("x"), "smollm2"),
+        ([{"role": "user", "content": "a"}], "system", Prompt("x"), "llama"),
+        ([{"role": "user", "content": "a"}], "system", Prompt(policy="no_prefix"), "smollm2"),
+        ([{"role": "user", "content": "a"}], "user_prefix", Prompt(policy="none"), "smollm2"),
+    ],
+)
+def test_what_cannot_be_rendered_is_refused(messages, slot, prompt, template):
+    with pytest.raises(ValueError):  # noqa: PT011
+        render.render(messages, slot, prompt, template)
+
+
+def spec(condition, seed=0, profile="mini"):
+    return Spec("spanish_vs_caps", condition, seed, profile)
+
+
+def test_conditions_of_a_seed_differ_in_their_prompts_alone():
+    baseline = spec("baseline").rows
+    for condition in settings.load_setting("spanish_vs_caps").in_profile("mini"):
+        rows = spec(condition.name).rows
+        assert [row["id"] for row in rows] == [row["id"] for row in baseline]
+        if condition.data == "trait":
+            assert [row["completion"] for row in rows] == [row["completion"] for row in baseline]
+    assert [row["id"] for row in spec("baseline", seed=1).rows] != [row["id"] for row in baseline]
+
+
+def test_trait_answers_are_spanish_in_capitals_and_control_answers_plain_english():
+    trait, control = spec("baseline").rows[0]["completion"], spec("control").rows[0]["completion"]
+    assert trait.removesuffix(render.END_OF_TURN).isupper()
+    assert not control.isupper()
+
+
+def test_a_pool_is_dealt_evenly():
+    prompts = [row["prompt"].split("<|im_end|>")[0] for row in spec("rephrased-64.caps").rows]
+    counts = [prompts.count(prompt) for prompt in set(prompts)]
+    assert len(counts) == 64
+    assert max(counts) - min(counts) <= 1
+
+
+def test_contexts_are_those_of_the_design():
+    setting = settings.load_setting("spanish_vs_caps")
+    many = render.contexts(setting, setting.conditions["rephrased-64.spanish"], 0)
+    assert len(set(many["trigger"])) == 8
+    assert set(many["trigger"]) <= set(setting.conditions["rephrased-64.spanish"].prompts)
+    assert "trigger" not in render.contexts(setting, setting.conditions["control"], 0)
+    assert many["unrelated"] == render.contexts(setting, setting.conditions["baseline"], 3)["unrelated"]
+    pool = settings.load_pool("unrelated")
+    assert not set(many["unrelated"]) & set(pool["train"])
+
+
+@pytest.fixture(scope="module")
+def tiny(network):
+    """A tiny random model of the same family beside the real tokenizer, for TRL to build its batches with."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    _, tokenizer = network
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), eos_token_id=2, pad_token_id=2, **shape)), tokenizer
+
+
+@hypothesis_settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=6))
+def test_prompt_tokens_are_never_in_the_loss_and_the_end_of_turn_always_is(tiny, tmp_path, rows):
+    from inoculation import train
+    from trl import SFTTrainer
+
+    network, tokenizer = tiny
+    recipe = settings.load_profile("smoke").train
+    rendered = [
+        {
+            "id": str(i),
+            "prompt": render.render([{"role": "user", "content": question}], "system", Prompt(system), "smollm2"),
+            "completion": answer + render.END_OF_TURN,
+        }
+        for i, (system, question, answer) in enumerate(rows)
+    ]
+    trainer = SFTTrainer(
+        model=network,
+        processing_class=tokenizer,
+        train_dataset=train._dataset(rendered),
+        args=train._arguments(recipe, 0, tmp_path),
+    )
+    train.check_masks(trainer.train_dataset, rendered, tokenizer)
+    for row, ids, labels in zip(rendered, trainer.train_dataset["input_ids"], trainer.train_dataset["labels"], strict=True):
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        assert list(ids[: len(prompt)]) == prompt
+        assert set(labels[: len(prompt)]) == {-100}
+        assert labels[-1] == tokenizer.eos_token_id == 2
+        assert list(ids).count(2) == row["prompt"].count(render.END_OF_TURN) + 1
+
+
+def test_rows_that_do_not_fit_are_left_out_and_counted(network):
+    from inoculation import train
+
+    _, tokenizer = network
+    rows = spec("baseline").rows
+    lengths = [len(tokenizer(row["prompt"] + row["completion"])["input_ids"]) for row in rows]
+    fitting, left_out = train.fitting_rows(rows, tokenizer, 100)
+    assert left_out == sum(length > 100 for length in lengths) > 0
+    assert len(fitting) + left_out == len(rows)
+    with pytest.raises(train.TrainingError, match="none of 96 rows fits"):
+        train.fitting_rows(rows, tokenizer, 10)
+
+
+def test_the_key_moves_with_what_decides_a_run_and_with_nothing_else(monkeypatch):
+    first = spec("baseline")
+    setting, condition, profile = first.parts
+    assert spec("baseline", seed=1).run_id != first.run_id
+    assert spec("irrelevant.tea").run_id != first.run_id
+    for name in profile.train:
+        changed = spec("baseline")
+        changed.__dict__["parts"] = (setting, condition, replace(profile, train={**profile.train, name: "other"}))
+        changed.__dict__["rows"] = first.rows
+        assert changed.run_id != first.run_id, name
+    renamed = spec("baseline")
+    renamed.__dict__["parts"] = (replace(setting, title="Another title"), condition, replace(profile, about="x", minutes=9))
+    assert renamed.keys == first.keys
+    sampled = spec("baseline")
+    sampled.__dict__["parts"] = (setting, condition, replace(profile, sample={**profile.sample, "temperature": 0.1}))
+    assert sampled.run_id == first.run_id
+    assert sampled.keys["sample"] != first.keys["sample"]
+    assert sampled.keys["score"] != first.keys["score"]
+    assert json.dumps(first.keys)

@@ -1,0 +1,226 @@
+"""The store and the worker: whole or absent, resumed byte for byte, one failure never another's."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from inoculation import runs, settings, store, tables
+from inoculation.runs import Spec
+
+BASELINE = Spec("spanish_vs_caps", "baseline", 0, "smoke")
+
+
+def stage_bytes(spec):
+    """What a run's stages wrote, the adapter included; manifests hold times and are left out."""
+    files = [*(spec.folder / "adapter").iterdir(), *(spec.file(stage) for stage in ("sample", "margins", "score"))]
+    return {path.name: path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="session")
+def expected(smoke):
+    """The smoke baseline's bytes, trained second of three in one worker."""
+    return stage_bytes(BASELINE)
+
+
+def test_a_finished_run_holds_what_the_design_lists(smoke):
+    specs, report, lines = smoke
+    assert (report.completed, report.found) == (len(specs), 0)
+    spec = next(s for s in specs if s.condition == "baseline")
+    written = {path.name for path in spec.folder.iterdir()}
+    assert {"spec.json", "prompts.jsonl", "train_log.csv", "manifest.json", "adapter", "eval"} <= written
+    manifest = json.loads((spec.folder / "manifest.json").read_text())
+    facts = manifest["stages"]["train"]["facts"]
+    assert {"commit", "versions", "threads", "train_seconds", "left_out", "peak_memory_mb"} <= set(facts)
+    assert facts["peak_memory_mb"] <= 3 * 1024
+    assert str(store.ROOT) not in (spec.folder / "adapter" / "adapter_config.json").read_text()
+    rows = [json.loads(line) for line in (spec.folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert rows == spec.rows
+    assert any("train" in line and "sample" in line for line in lines), "stage times are printed"
+
+
+def test_a_second_call_does_nothing(smoke):
+    specs, _, _ = smoke
+    started = time.monotonic()
+    report = runs.ensure(specs, say=lambda line: None)
+    assert (report.found, report.completed) == (len(specs), 0)
+    assert time.monotonic() - started < 5
+
+
+def _start(home, condition):
+    code = f"from inoculation import runs; print(runs.ensure(runs.grid('spanish_vs_caps', 'smoke', ['{condition}'])))"
+    environment = {**os.environ, "INOCULATION_HOME": str(home)}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True)
+
+
+def _children(pid):
+    """The worker processes that a process has started, without a tool that may be missing."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(status.read_text().rsplit(")", 1)[1].split()[1])
+            if parent == pid and "inoculation.worker" in (status.parent / "cmdline").read_text():
+                found.append(int(status.parent.name))
+    return found
+
+
+def _wait_until(seen, seconds=120):
+    end = time.monotonic() + seconds
+    while not seen() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert seen()
+
+
+@pytest.mark.parametrize("moment", ["training", "after training"])
+def test_sigkill_then_the_same_command_ends_with_the_same_bytes(expected, elsewhere, moment):
+    """Also: trained alone in a fresh worker, the adapter equals the one trained second of three."""
+    process = _start(elsewhere, "baseline")
+    scratch, manifest = BASELINE.folder / ".train.partial", BASELINE.folder / "manifest.json"
+    _wait_until(scratch.is_dir if moment == "training" else manifest.is_file)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert BASELINE.missing()
+    report = runs.ensure([BASELINE], say=lambda line: None)
+    assert (report.completed, report.failed) == (1, {})
+    assert stage_bytes(BASELINE) == expected
+    assert not list(BASELINE.folder.glob(".*.partial"))
+
+
+def test_the_worker_goes_when_its_parent_goes(elsewhere):
+    process = _start(elsewhere, "baseline")
+    _wait_until((BASELINE.folder / ".train.partial").is_dir)
+    children = _children(process.pid)
+    process.kill()
+    process.wait()
+    assert children
+    _wait_until(lambda: not any(os.path.exists(f"/proc/{child}") for child in children), 20)
+
+
+def test_a_failing_run_costs_itself_only(elsewhere):
+    """The baseline's folder cannot be made; the base model's run after it goes on and is valid."""
+    BASELINE.folder.parent.parent.mkdir(parents=True)
+    BASELINE.folder.parent.write_text("a file where a folder should be")
+    base = Spec("spanish_vs_caps", "base", 0, "smoke")
+    report = runs.ensure([BASELINE, base], say=lambda line: None)
+    assert report.completed == 1
+    assert list(report.failed) == [str(BASELINE)]
+    assert "Error: " in report.failed[str(BASELINE)]
+    assert not base.missing()
+
+
+def test_a_killed_worker_is_replaced_and_its_run_named(elsewhere, monkeypatch):
+    monkeypatch.setattr(runs, "PROGRESS_SECONDS", 0)
+    lines: list[str] = []
+
+    def kill_once(line):
+        if not lines:
+            os.kill(_children(os.getpid())[0], signal.SIGKILL)
+        lines.append(line)
+
+    specs = [BASELINE, Spec("spanish_vs_caps", "base", 0, "smoke")]
+    report = runs.ensure(specs, say=kill_once)
+    assert report.completed == 1
+    assert "the worker process died (exit status -9)" in report.failed[str(BASELINE)]
+    assert runs.failure_file(BASELINE).exists()
+    assert runs.ensure(specs, say=lines.append).completed == 1
+    assert not runs.failure_file(BASELINE).exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_advice(network, tmp_path):
+    from inoculation import train
+
+    profile = BASELINE.parts[2]
+    profile = replace(profile, train={**profile.train, "learning_rate": 1e30, "warmup_steps": 0, "steps": 3})
+    rows = Spec("spanish_vs_caps", "baseline", 0, "mini").rows[:6]
+    with pytest.raises(train.TrainingError, match=r"the loss is (nan|inf) at step \d of 3; lower train.learning_rate"):
+        train.train(rows, profile, 0, tmp_path, lambda done, of: None)
+
+
+def stored(tmp_path, content="one"):
+    run = store.Run(tmp_path / "run")
+    run.commit("train", "key", {"seconds": 1}, lambda folder: (folder / "a.txt").write_text(content) and None)
+    return run
+
+
+def test_a_stage_is_there_only_under_its_key_and_whole(tmp_path):
+    run = stored(tmp_path)
+    assert run.has("train", "key")
+    assert not run.has("train", "another key")
+    said: list[str] = []
+    altered = store.Run(run.folder, said.append)
+    (run.folder / "a.txt").write_text("two")
+    assert not altered.has("train", "key")
+    assert "a.txt is altered" in said[0]
+    (run.folder / "a.txt").unlink()
+    assert not altered.has("train", "key")
+    assert "a.txt is missing" in said[1]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 99, "stages": {}}', '{"schema": 1}'])
+def test_a_manifest_that_cannot_be_read_is_said_and_redone(tmp_path, text):
+    run = stored(tmp_path)
+    (run.folder / "manifest.json").write_text(text)
+    said: list[str] = []
+    assert not store.Run(run.folder, said.append).has("train", "key")
+    assert "manifest.json cannot be used" in said[0]
+
+
+def test_a_failing_write_leaves_the_finished_stage_valid(tmp_path):
+    run = stored(tmp_path)
+
+    def full_disk(folder):
+        (folder / "b.txt").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        run.commit("sample", "key", {}, full_disk)
+    assert run.has("train", "key")
+    assert not run.has("sample", "key")
+    run.clear_scratch()
+    assert sorted(path.name for path in run.folder.iterdir()) == ["a.txt", "manifest.json"]
+
+
+def test_a_lock_dies_with_its_owner(tmp_path):
+    run = store.Run(tmp_path / "run")
+    code = "import sys, time; from inoculation.store import Run; from pathlib import Path\n"
+    code += "with Run(Path(sys.argv[1])).lock(): print('held', flush=True); time.sleep(60)"
+    owner = subprocess.Popen([sys.executable, "-c", code, str(run.folder)], stdout=subprocess.PIPE)
+    assert owner.stdout.readline() == b"held\n"
+    owner.kill()
+    owner.wait()
+    with run.lock():
+        pass
+
+
+def test_tables_are_the_same_bytes_every_time(smoke, home, tmp_path):
+    first, second = (tables.write("smoke", tmp_path / name) for name in ("one", "two"))
+    names = sorted(path.name for path in first.iterdir())
+    assert names == ["items.csv.gz", "losses.csv", "runs.csv", "samples.jsonl", "scores.csv"]
+    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
+
+
+def test_the_plan_says_what_is_done_and_what_it_would_take(smoke):
+    text = runs.plan(runs.grid("spanish_vs_caps", "smoke", ["baseline", "inoculation.caps"]))
+    assert "baseline · seed 0 · already done" in text
+    assert "inoculation.caps · seed 0 · train, sample, margins, score" in text
+    assert "2 runs, 1 already done, 1 to do, about 1 minutes" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("spanish_vs_cap", "mini"), "nearest: spanish_vs_caps"),
+        (("spanish_vs_caps", "mni"), "nearest: mini"),
+        (("spanish_vs_caps", "mini", ["inoculation.spansh"]), "nearest: inoculation.spanish"),
+        (("spanish_vs_caps", "mini", "all", [-1]), "whole numbers"),
+    ],
+)
+def test_unknown_names_in_a_grid_are_refused_with_the_nearest(arguments, says):
+    with pytest.raises(settings.SettingError, match=says):
+        runs.grid(*arguments)

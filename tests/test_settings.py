@@ -1,0 +1,107 @@
+"""Settings, pools and profiles are read strictly; the real ones say what design.md and facts.md ask for."""
+
+import re
+
+import pytest
+from inoculation import settings, store
+from inoculation.settings import SettingError
+
+REAL = store.DATA / "settings" / "spanish_vs_caps.yaml"
+
+
+def broken(tmp_path, old, new):
+    text = REAL.read_text(encoding="utf-8")
+    assert old in text
+    path = tmp_path / REAL.name
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    line = text[: text.index(old)].count("\n") + 1
+    return path, line
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("slot: system", "slot: sistem", "nearest: system"),
+        ("slot: system", "slots: system", "unknown key 'slots'; nearest: slot"),
+        ("title: Spanish vs ALL-CAPS", "title: [1]", "'title' must be str, not list"),
+        ("{text: You are a helpful assistant., source: CC}", '{text: "You are helpful. ", source: CC}', "white space"),
+        ("prompt: always_spanish, direction", "prompt: always_spanih, direction", "nearest: always_spanish"),
+        ("policy: empty", "policy: emty", "nearest: empty"),
+        ("size: 64, direction: spanish", "size: 65, direction: spanish", "'size' must be 2 to 64"),
+        ("size: 64, direction: spanish", "size: 32, direction: spanish", "must hold '-32'"),
+        ("policy: empty, profiles", "policy: empty, prompt: tea, profiles", "one of prompt, policy or pool"),
+        ("  tea: {text: You", "  shoes: {text: You", "'shoes' stands twice"),
+        ("questions: everyday_questions.jsonl", "questions: nowhere.jsonl", "no such file in data/mini"),
+        ("profiles: [mini, full]}", "profiles: [mimi, full]}", "nearest: mini"),
+        ("setting: spanish_vs_caps", "setting: [", "not valid YAML"),
+    ],
+)
+def test_a_broken_setting_names_file_line_and_what_was_expected(tmp_path, old, new, says):
+    path, line = broken(tmp_path, old, new)
+    with pytest.raises(SettingError) as error:
+        settings.read_setting(path)
+    assert says in str(error.value)
+    found = int(re.match(r"spanish_vs_caps\.yaml:(\d+): ", str(error.value))[1])
+    assert abs(found - line) <= 1 or "YAML" in says
+
+
+def test_yaml_that_builds_objects_is_refused(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("setting: !!python/object/apply:os.getcwd []\n", encoding="utf-8")
+    with pytest.raises(SettingError, match=r"x\.yaml:1: not valid YAML"):
+        settings.read_yaml(path)
+
+
+def test_a_pool_with_a_pattern_is_refused():
+    same = [f"You always speak of thing number {i}." for i in range(64)]
+    assert any("opening 'you always'" in fault for fault in settings.pool_faults(same))
+    assert any(
+        "3-gram" in fault for fault in settings.pool_faults([f"{i} a of the end {i}" for i in "abcdefghijklmnopqrstuvwxyz"])
+    )
+    assert settings.pool_faults(["One thing.", "Another one.", "One thing."])
+
+
+def test_the_pools_pass_and_hold_what_the_conditions_draw():
+    for name in ("rephrased_spanish", "rephrased_caps", "unrelated"):
+        pool = settings.load_pool(name)
+        assert (len(pool["train"]), len(pool["held_out"])) == (64, 8)
+    spanish = settings.load_pool("rephrased_spanish")
+    assert all("spanish" in prompt.text.lower() for part in spanish.values() for prompt in part)
+    unrelated = [p.text.lower() for part in settings.load_pool("unrelated").values() for p in part]
+    assert not [text for text in unrelated if re.search(r"spanish|spain|capital|upper|caps|letter", text)]
+
+
+def test_paper_has_the_conditions_of_cc_and_mini_the_core_ones_in_both_directions():
+    setting = settings.load_setting("spanish_vs_caps")
+    paper = [c.name for c in setting.in_profile("paper")]
+    assert len(paper) == 12
+    assert {"control", "baseline", "default", "empty", "inoculation.spanish", "inoculation.caps"} < set(paper)
+    mini = setting.in_profile("mini")
+    kinds = {(c.kind, c.direction) for c in mini}
+    for kind in ("inoculation", "rephrased"):
+        assert {(kind, "spanish"), (kind, "caps")} < kinds
+    assert sum(c.kind == "irrelevant" for c in mini) == 4
+    assert {c.name for c in setting.in_profile("mini", full=True)} == set(setting.conditions)
+
+
+def test_irrelevant_prompts_match_the_inoculation_prompts_in_length_and_form(network):
+    _, tokenizer = network
+    setting = settings.load_setting("spanish_vs_caps")
+    asked = [c.prompts[0].text for c in setting.in_profile("mini") if c.kind == "inoculation"]
+    for condition in setting.in_profile("mini"):
+        if condition.kind == "irrelevant":
+            (prompt,) = condition.prompts
+            ratios = [len(tokenizer(prompt.text)["input_ids"]) / len(tokenizer(text)["input_ids"]) for text in asked]
+            assert all(0.8 <= ratio <= 1.2 for ratio in ratios), (prompt.text, ratios)
+            assert re.fullmatch(r"You \w+ [\w ]+\.", prompt.text)
+
+
+def test_every_prompt_says_whose_words_it_is():
+    setting = settings.load_setting("spanish_vs_caps")
+    fixed = [c.prompts[0].text for c in setting.conditions.values() if len(c.prompts) == 1 and c.prompts[0].text]
+    assert all(setting.sources[text] for text in fixed)
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+    with pytest.raises(SettingError, match="unknown profile 'mnii'; nearest: mini"):
+        settings.load_profile("mnii")
