@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 def parser() -> Parser:
     """The command line's options."""
     top = Parser(prog="./run_all.sh", allow_abbrev=False, description="Run a profile of the notebooks and redraw the figures.")
-    top.add_argument("command", nargs="?", default="run", help="run (default), doctor, test, lab or proofs")
+    top.add_argument("command", nargs="?", default="run", help="run (default), doctor, test or lab")
     top.add_argument("--profile", default="mini", help="smoke, mini (default) or paper")
     top.add_argument("--notebook", nargs="+", default=[], metavar="NN", help="only these notebooks, by number or name")
     top.add_argument("--only", nargs="+", default=[], metavar="CONDITION", help="only these conditions")
@@ -77,7 +77,7 @@ def _options(top: Parser) -> argparse.Namespace:
     if unknown:
         top.error(str(settings.nearest(unknown[0].split("=")[0], known, "option")))
     if options.command not in ("run", "doctor"):
-        top.error(str(settings.nearest(options.command, ("run", "doctor", "test", "lab", "proofs"), "command")))
+        top.error(str(settings.nearest(options.command, ("run", "doctor", "test", "lab"), "command")))
     if options.threads < 0:
         top.error(f"--threads must be 0 or more, not {options.threads}")
     return options

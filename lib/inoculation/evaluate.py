@@ -25,6 +25,7 @@ def merged_model(profile: Profile, adapter: Path | None) -> tuple[Any, Any]:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    # Left, so that an answer follows its prompt directly. Such batches have gone wrong elsewhere: doctor tests them.
     tokenizer.padding_side = "left"
     return model.eval(), tokenizer
 
@@ -66,6 +67,7 @@ def _generate(
     import torch
     from transformers import LogitsProcessorList
 
+    # Greedy decoding of noisy logits is sampling: generate's own sampling draws from one stream for the whole batch.
     batch = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
     end = tokenizer.eos_token_id
     processors = LogitsProcessorList([_noise(seeds, sampling["temperature"])] if sampling["temperature"] > 0 else [])
@@ -114,6 +116,7 @@ def margins(
     and its end of turn), trait_tokens, plain_tokens (int) and margin = trait_logp - plain_logp.
     """
     pairs = {(item["prompt"], item["trait_answer"], item["plain_answer"]) for item in items}
+    # Answers first: their padding is paid twice, once per side of a pair.
     ordered = sorted(pairs, key=lambda pair: ([len(tokenizer(text)["input_ids"]) for text in reversed(pair)], pair))
     found: dict[tuple[str, ...], list[tuple[float, int]]] = {}
     for start in range(0, len(ordered), batch_size):

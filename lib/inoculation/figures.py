@@ -129,6 +129,7 @@ def save(figure: Figure, name: str, drawn: pd.DataFrame, caption: str, found: ta
     }
     text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     drawn.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n", float_format="%.6g")
+    # Without Software the bytes do not depend on matplotlib's version string.
     figure.savefig(folder / f"{name}.png", metadata={"Description": text, "Software": None})
     store.write_whole(folder / f"{name}.json", text)
     return folder / f"{name}.png"

@@ -98,9 +98,11 @@ def _convert(source: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
+    # The loader reads both wrong from the GGUF, and TRL would supervise the wrong end of turn.
     tokenizer.eos_token = tokenizer.pad_token = END_OF_TURN
     tokenizer.save_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(str(source.parent), gguf_file=source.name, dtype=torch.float32)
+    # The weights are plain float32 by now; with its quantization notes kept, the model refuses to be saved.
     del model.config.quantization_config
     model.hf_quantizer = None
     model.save_pretrained(folder)

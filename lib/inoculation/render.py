@@ -99,6 +99,7 @@ def _in_training_order(setting: Setting, profile: Profile, seed: int) -> list[di
     batch = profile.train["batch_size"] * profile.train["accumulation"]
     rows = _deal(setting.rows("train"), profile.train["steps"] * batch, rng)
     field = setting.data["answers"]["trait"]["field"]
+    # By the trait answer in every condition, or control would see other batches.
     rows.sort(key=lambda row: len(row["question"]) + len(row[field]))
     batches = [rows[start : start + batch] for start in range(0, len(rows), batch)]
     rng.shuffle(batches)

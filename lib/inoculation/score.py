@@ -17,7 +17,7 @@ import pandas as pd
 LANGUAGES = ("ENGLISH", "SPANISH", "PORTUGUESE", "FRENCH", "ITALIAN", "GERMAN")
 MIN_WORDS = 3
 MIN_LETTERS = 3
-READ = 20_000
+READ = 20_000  # characters; a response of a megabyte must not cost minutes
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ def score_capitals(response: str) -> Score:
 
 def score_spanish(response: str) -> Score:
     """1.0 for Spanish, 0.0 for another of the six languages; unscored below three words or when lingua cannot tell."""
+    # In lower case, so that capitals, the other trait, cannot move the language.
     text = prose(response).lower()
     if len(re.findall(r"[^\W\d_]{2,}", text)) < MIN_WORDS:
         return Score(math.nan, f"fewer than {MIN_WORDS} words")

@@ -135,6 +135,7 @@ class Run:
             files[str(name)] = file_digest(scratch / name)
             (scratch / name).replace(target)
         shutil.rmtree(scratch)
+        # The manifest comes last: a stage that it does not name does not exist, whatever files lie there.
         manifest = self.manifest
         manifest["stages"][stage] = {"key": key, "files": files, "facts": facts}
         write_whole(self.folder / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
@@ -150,6 +151,7 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Hold the run's lock, waiting for another process that holds it; the kernel drops it when its owner dies."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the folder, not in it: the folder may not exist yet and its contents are listed in the manifest.
         with (self.folder.parent / f".{self.folder.name}.lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

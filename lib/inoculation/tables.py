@@ -170,7 +170,7 @@ def latest(setting: str, profile: str) -> Tables:
     return found.of(setting)
 
 
-def conditions(specs: list[Spec]) -> pd.DataFrame:
+def conditions(specs: list[Spec]) -> Any:
     """What each condition trains on and under which prompt, verbatim, with whose words they are."""
     rows = []
     for spec in {spec.condition: spec for spec in specs}.values():
@@ -180,7 +180,7 @@ def conditions(specs: list[Spec]) -> pd.DataFrame:
         prompt = many + texts[0] if texts else "not trained"
         source = setting.sources.get(texts[0], "ours") if texts and condition.prompts[0].text else ""
         rows.append((spec.condition, condition.data, prompt, source))
-    return pd.DataFrame(rows, columns=["condition", "data", "training prompt", "words"]).set_index("condition")
+    return _wrapped(pd.DataFrame(rows, columns=["condition", "data", "training prompt", "words"]))
 
 
 def training_row(specs: list[Spec], number: int = 0) -> Any:
@@ -220,4 +220,5 @@ def differences(found: Tables, reference: str, context: str | None = None, measu
     wide = table.pivot_table(index=["condition", "seed"], columns=["trait", "context"], values="value")
     subtracted = wide.loc[reference]
     paired = subtracted.iloc[0] if len(subtracted) == 1 else subtracted.reindex(wide.index.get_level_values("seed")).to_numpy()
-    return (wide - paired).groupby("condition").mean().reindex(dict.fromkeys(table.condition)).drop(index=reference)
+    means = (wide - paired).groupby("condition").mean().reindex(dict.fromkeys(table.condition))
+    return means.drop(index=reference).dropna(axis="columns", how="all")

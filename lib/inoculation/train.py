@@ -47,7 +47,7 @@ def train(
         lora_dropout=0,
         target_modules=LORA_TARGETS,
         use_gradient_checkpointing=False,
-        random_state=seed,
+        random_state=seed,  # decides the LoRA initialisation, whatever SFTConfig's seed says
     )
     trainer = SFTTrainer(
         model=model,
@@ -117,13 +117,13 @@ def _arguments(recipe: dict[str, Any], seed: int, folder: Path) -> Any:
         bf16=recipe["dtype"] == "bfloat16",
         fp16=False,
         completion_only_loss=True,
-        packing=False,
-        train_sampling_strategy="sequential",
+        packing=False,  # the CPU backend would turn it off silently, so that machines would differ
+        train_sampling_strategy="sequential",  # the rows are already in the order of the seed
         gradient_checkpointing=False,
         seed=seed,
         data_seed=seed,
         logging_steps=1,
-        logging_nan_inf_filter=False,
+        logging_nan_inf_filter=False,  # or a NaN is logged as the mean of the finite losses
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,

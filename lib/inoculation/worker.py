@@ -31,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m inoculation.worker", description=__doc__)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for torch's own choice")
     threads = parser.parse_args().threads
+    # Libraries print to descriptor 1; the events keep a copy of it and everything else goes to the log.
     events = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
     specs = [runs.Spec(**entry) for entry in json.loads(sys.stdin.readline())]
@@ -74,6 +75,7 @@ def complete(spec: runs.Spec, threads: int, emit: Emit) -> dict[str, float]:
             write = partial(STAGES[stage], spec, run, evaluated, facts, partial(emit, "progress", stage=stage))
             key = spec.keys[stage]
             facts.update(_machine(threads), profile=spec.profile)
+            # `facts` is filled while the stage writes and read when it is committed.
             run.commit(runs.stage_name(stage, key), key, facts, write)
             seconds[stage] = round(time.monotonic() - started, 1)
         runs.failure_file(spec).unlink(missing_ok=True)
