@@ -146,7 +146,7 @@ def _machine(threads: int) -> dict[str, Any]:
         "commit": commit(),
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "threads": threads,
+        "threads": threads or len(os.sched_getaffinity(0)),
         "versions": versions,
     }
 
