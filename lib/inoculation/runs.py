@@ -244,13 +244,14 @@ def _tail(log: Path, lines: int = 8) -> str:
 
 @dataclass
 class _Clock:
-    """Progress lines with an ETA from the runs that this call has finished."""
+    """Progress lines with an ETA: what the finished runs of this call took, before that what the profile says."""
 
     total: int
     say: Callable[[str], None]
     done: int = 0
     started: float = field(default_factory=time.monotonic)
     spoken: float = field(default_factory=time.monotonic)
+    last_end: float = field(default_factory=time.monotonic)
 
     def progress(self, spec: Spec, event: dict[str, Any]) -> None:
         """Say where the current run is, at most every PROGRESS_SECONDS."""
@@ -263,11 +264,11 @@ class _Clock:
     def ended(self, spec: Spec, seconds: dict[str, float], outcome: str = "done") -> None:
         """Say that a run ended, with its stage times."""
         self.done += 1
-        self.spoken = time.monotonic()
+        self.spoken = self.last_end = time.monotonic()
         times = ", ".join(f"{stage} {value:.0f} s" for stage, value in seconds.items())
         self.say(f"[{self.done}/{self.total}] {spec} · {outcome}{' · ' + times if times else ''}{self._eta(spec)}")
 
     def _eta(self, spec: Spec) -> str:
-        each = (time.monotonic() - self.started) / self.done if self.done else 60 * (spec.parts[2].minutes or 0)
-        left = each * (self.total - self.done) / 60
+        each = (self.last_end - self.started) / self.done if self.done else 60 * (spec.parts[2].minutes or 0)
+        left = (each * (self.total - self.done) - (time.monotonic() - self.last_end)) / 60
         return f" · about {left:.0f} min left" if left >= 1 else ""
