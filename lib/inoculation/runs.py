@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from inoculation import render, store
-from inoculation.settings import BASE, Condition, Profile, Setting, SettingError, load_profile, load_setting, nearest
+from inoculation.settings import (
+    BASE,
+    Condition,
+    Profile,
+    Setting,
+    SettingError,
+    load_profile,
+    load_setting,
+    nearest,
+    setting_names,
+)
 
 TRAIN_VERSION = 1
 SAMPLE_VERSION = 1
@@ -112,12 +122,12 @@ def stage_name(stage: str, key: str) -> str:
 def grid(
     setting: str, profile: str, conditions: str | Iterable[str] = "all", seeds: str | Iterable[int] = "all", full: bool = False
 ) -> list[Spec]:
-    """The specs of a setting: the base model (first seed only), then every condition with every seed.
+    """The specs of a setting: the base model (once, with seed 0), then every condition with every seed.
 
     conditions and seeds: "all" for the profile's own, or names and numbers. Unknown ones raise SettingError with the nearest.
     """
-    if setting not in (known := [path.stem for path in (store.DATA / "settings").glob("*.yaml")]):
-        raise nearest(setting, known, "setting")
+    if setting not in setting_names():
+        raise nearest(setting, setting_names(), "setting")
     chosen, scale = load_setting(setting), load_profile(profile)
     offered = [BASE.name, *(c.name for c in chosen.in_profile(profile, full))]
     wanted = offered if conditions == "all" else [conditions] if isinstance(conditions, str) else list(conditions)
@@ -127,9 +137,8 @@ def grid(
     numbers = list(scale.seeds) if seeds == "all" else [int(seed) for seed in seeds]
     if not numbers or min(numbers) < 0:
         raise SettingError(f"seeds must be whole numbers from 0 on, not {seeds}")
-    return [
-        Spec(setting, name, seed, profile) for seed in numbers for name in wanted if name != BASE.name or seed == numbers[0]
-    ]
+    base = [Spec(setting, BASE.name, 0, profile)] if BASE.name in wanted else []
+    return base + [Spec(setting, name, seed, profile) for seed in numbers for name in wanted if name != BASE.name]
 
 
 def plan(specs: list[Spec]) -> str:
