@@ -51,18 +51,22 @@ class TestShape:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_top_to_bottom_at_smoke_scale_and_never_loads_torch(path, smoke, tmp_path, capfd):
+def test_runs_top_to_bottom_at_smoke_scale_and_never_loads_torch(path, smoke, tmp_path):
+    book = nbformat.read(path, as_version=4)
+    book.cells.append(nbformat.v4.new_code_cell("import sys\nprint('torch loaded:', 'torch' in sys.modules)"))
+    nbformat.write(book, tmp_path / "in.ipynb")
     values = {"profile": "smoke", "conditions": ["base", "baseline", "inoculation.spanish"], "seeds": [0]}
     started = time.monotonic()
-    problems = cli.execute(path, tmp_path / path.name, {**values, "full": False, "threads": 0, "compute": True})
+    problems = cli.execute(
+        tmp_path / "in.ipynb", tmp_path / "out.ipynb", {**values, "full": False, "threads": 0, "compute": True}
+    )
     assert problems == []
     assert time.monotonic() - started < 60
-    book = nbformat.read(tmp_path / path.name, as_version=4)
-    printed = json.dumps(book)
+    printed = (tmp_path / "out.ipynb").read_text(encoding="utf-8")
     assert "3 runs were there, 0 completed now, 0 failed" in printed
     assert printed.count("image/png") >= 2
-    assert "<|im_start|>system" in printed
-    assert not [line for line in capfd.readouterr().err.splitlines() if "torch" in line]
+    assert "&lt;|im_start|&gt;system" in printed
+    assert "torch loaded: False" in printed
 
 
 def test_a_parameter_the_notebook_does_not_have_is_refused_before_the_kernel(tmp_path):

@@ -136,7 +136,7 @@ def test_what_the_readme_names_exists():
     from inoculation.__main__ import parser
 
     known = {flag for action in parser()._actions for flag in action.option_strings}
-    assert set(re.findall(r"(?<![\w-])--[a-z-]+", readme)) <= known
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", readme)) <= known
     for path in re.findall(r"`((?:data|lib|notebooks|figures|tests)/[\w./-]+)`", readme):
         assert (ROOT / path).exists() or "local" in path, path
 
