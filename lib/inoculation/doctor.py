@@ -4,7 +4,9 @@ Each check runs the real thing on the embedded model (two training steps, a few 
 failing line says what to do.
 """
 
+import contextlib
 import importlib.metadata
+import io
 import shutil
 import sys
 import tempfile
@@ -130,7 +132,9 @@ def examine(say: Callable[[str], None] = print) -> int:
         state = {"spec": Spec("spanish_vs_caps", "baseline", 0, "smoke"), "folder": folder}
         for name, check in CHECKS.items():
             try:
-                line = f"ok    {name}: {check(state)}"
+                # The libraries' chatter would hide the lines that matter.
+                with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                    line = f"ok    {name}: {check(state)}"
             except Exception as error:  # one failing check must not hide the next
                 failed += 1
                 advice = "" if isinstance(error, UnwellError | model.ModelError) else f" ({type(error).__name__}); {REINSTALL}"
