@@ -7,7 +7,7 @@ import time
 import nbformat
 import pytest
 from inoculation import __main__ as cli
-from inoculation import runs, settings, store
+from inoculation import runs, settings, store, tables
 
 NOTEBOOKS = sorted(store.NOTEBOOKS.glob("*.ipynb"))
 
@@ -93,5 +93,9 @@ def test_a_dead_kernel_is_one_readable_paragraph(tmp_path):
     assert problems == ["in: its kernel died; finished runs are kept, the same command goes on from there"]
 
 
-def test_by_hand_nothing_is_computed(smoke):
-    assert "already done" in runs.plan(smoke[0])
+def test_by_hand_a_notebook_shows_the_reference_where_you_have_nothing(elsewhere):
+    found = tables.latest("spanish_vs_caps", "mini")
+    assert found.origin == "reference"
+    assert "12 to do, about 28 minutes" in runs.plan(runs.grid("spanish_vs_caps", "mini"))
+    with pytest.raises(LookupError, match="set compute = True, or run"):
+        tables.latest("spanish_vs_caps", "paper")
