@@ -1,14 +1,13 @@
 """Finished runs to tidy tables, yours under data/local/tables or the committed reference under data/results.
 
 scores.csv: one row per run, context, trait and measure. items.csv.gz: one row per response or pair. samples.jsonl: three
-responses per condition and context of the first seed. losses.csv and runs.csv: the training losses and the commit of each run.
+responses per condition and context, of its first seed. losses.csv and runs.csv: the training losses and the commit of each run.
 Same store, same bytes: rows are sorted, nothing holds a time.
 """
 
 import gzip
 import io
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ class Tables:
         return Tables(self.origin, self.folder, *cut)
 
 
-def finished(profile: str, say: Callable[[str], None] = lambda line: None) -> list[Spec]:
+def finished(profile: str) -> list[Spec]:
     """Every run in the store that is whole and current for a profile, in the settings' order, then by seed."""
     found = []
     for setting in setting_names():
@@ -52,7 +51,7 @@ def finished(profile: str, say: Callable[[str], None] = lambda line: None) -> li
             folder = store.run_store() / setting / condition
             specs = [Spec(setting, condition, _seed(path), profile) for path in sorted(folder.glob("*/spec.json"))]
             known = {path.parent.name for path in folder.glob("*/spec.json")}
-            current = {spec for spec in specs if spec.run_id in known and not spec.missing(say)}
+            current = {spec for spec in specs if spec.run_id in known and not spec.missing()}
             found += sorted(current, key=lambda spec: spec.seed)
     return found
 
@@ -97,20 +96,20 @@ def samples(spec: Spec) -> list[dict[str, Any]]:
     return [{**facts, **row} for row in responses[["context", "question", "response"]].to_dict("records")]
 
 
-def write(profile: str, folder: Path | None = None, say: Callable[[str], None] = lambda line: None) -> Path | None:
+def write(profile: str, folder: Path | None = None) -> Path | None:
     """Write a profile's tables from the store; returns their folder, or None when no run is finished."""
-    specs = finished(profile, say)
+    specs = finished(profile)
     if not specs:
         return None
     folder = folder or store.local_tables(profile)
     rows = {spec: items(spec) for spec in specs}
-    first = min(spec.seed for spec in specs)
+    first = {(spec.setting, spec.condition): spec for spec in reversed(specs)}
     losses = [
         pd.read_csv(spec.folder / "train_log.csv").assign(setting=spec.setting, condition=spec.condition, seed=spec.seed)
         for spec in specs
         if spec.rows
     ]
-    shown = [json.dumps(sample, ensure_ascii=False) for spec in specs if spec.seed == first for sample in samples(spec)]
+    shown = [json.dumps(sample, ensure_ascii=False) for spec in specs if spec in first.values() for sample in samples(spec)]
     columns = ["setting", "condition", "seed", "step", "loss"]
     _csv(folder / "scores.csv", pd.concat([scores(spec, found) for spec, found in rows.items()]))
     _csv(folder / "losses.csv", pd.concat(losses)[columns] if losses else pd.DataFrame(columns=columns))
@@ -174,7 +173,7 @@ def conditions(specs: list[Spec]) -> Any:
     """What each condition trains on and under which prompt, verbatim, with whose words they are."""
     rows = []
     for spec in {spec.condition: spec for spec in specs}.values():
-        setting, condition, profile = spec.parts
+        setting, condition, _ = spec.parts
         texts = [prompt.text or f"policy {prompt.policy}" for prompt in condition.prompts]
         many = f"{len(texts)} prompts, such as: " if len(texts) > 1 else ""
         prompt = many + texts[0] if texts else "not trained"
