@@ -109,14 +109,26 @@ def test_a_pool_is_dealt_evenly():
 
 
 def test_contexts_are_those_of_the_design():
-    setting = settings.load_setting("spanish_vs_caps")
-    many = render.contexts(setting, setting.conditions["rephrased-64.spanish"], 0)
+    setting, mini = settings.load_setting("spanish_vs_caps"), settings.load_profile("mini")
+    many = render.contexts(setting, setting.conditions["rephrased-64.spanish"], mini, 0)
     assert len(set(many["trigger"])) == 8
     assert set(many["trigger"]) <= set(setting.conditions["rephrased-64.spanish"].prompts)
-    assert "trigger" not in render.contexts(setting, setting.conditions["control"], 0)
-    assert many["unrelated"] == render.contexts(setting, setting.conditions["baseline"], 3)["unrelated"]
+    assert "trigger" not in render.contexts(setting, setting.conditions["control"], mini, 0)
+    baseline = render.contexts(setting, setting.conditions["baseline"], mini, 3)
+    assert many["unrelated"] == baseline["unrelated"]
     pool = settings.load_pool("unrelated")
     assert not set(many["unrelated"]) & set(pool["train"])
+
+
+def test_the_references_are_asked_under_every_training_prompt():
+    setting, mini = settings.load_setting("spanish_vs_caps"), settings.load_profile("mini")
+    for reference in (settings.BASE, setting.conditions["baseline"]):
+        asked = render.contexts(setting, reference, mini, 0)
+        for name in ("inoculation.spanish", "rephrased-64.caps", "irrelevant.tea", "irrelevant-varied-64"):
+            own = render.contexts(setting, setting.conditions[name], mini, 0)["trigger"]
+            assert asked[f"trigger.{name}"] == own
+        assert "trigger.baseline" not in asked
+    assert not any(name.startswith("trigger.") for name in render.contexts(setting, setting.conditions["control"], mini, 0))
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ DEFAULT_SYSTEM = {
     "qwen2.5": "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
 }
 TRIGGER_DRAWS = 8
+REFERENCES = ("base", "baseline")
 
 
 def render(messages: list[dict[str, str]], slot: str, prompt: Prompt, template: str) -> str:
@@ -114,16 +115,19 @@ def _deal(items: Any, count: int, rng: random.Random) -> list[Any]:
     return dealt[:count]
 
 
-def contexts(setting: Setting, condition: Condition, seed: int) -> dict[str, tuple[Prompt, ...]]:
+def contexts(setting: Setting, condition: Condition, profile: Profile, seed: int) -> dict[str, tuple[Prompt, ...]]:
     """Every evaluation context by name; question i is asked under prompt i modulo the context's number of prompts.
 
-    `trigger` is the training prompt, eight seeded draws where training used many, and missing for control and base.
+    `trigger` is the training prompt, eight seeded draws where training used many, and missing for control and base. The two
+    references of the conditionalization index, base and baseline, are also asked under every other condition's training
+    prompt, `trigger.CONDITION` (design decision 9).
     """
     found: dict[str, tuple[Prompt, ...]] = {"neutral": (setting.neutral,)}
     if condition.data == "trait":
-        many = len(condition.prompts) > 1
-        draws = random.Random(f"{setting.name}/{seed}/trigger").sample(condition.prompts, TRIGGER_DRAWS) if many else ()
-        found["trigger"] = tuple(draws) or condition.prompts
+        found["trigger"] = _trigger(setting, condition, seed)
+    if condition.name in REFERENCES:
+        others = [c for c in setting.in_profile(profile.name) if c.data == "trait" and c.prompts != (setting.neutral,)]
+        found.update({f"trigger.{other.name}": _trigger(setting, other, seed) for other in others})
     found["unrelated"] = setting.unrelated
     for policy in ("default", "empty", "none") if setting.slot == "system" else ("no_prefix",):
         found[policy] = (Prompt(policy=policy),)
@@ -133,11 +137,22 @@ def contexts(setting: Setting, condition: Condition, seed: int) -> dict[str, tup
     return found
 
 
+def _trigger(setting: Setting, condition: Condition, seed: int) -> tuple[Prompt, ...]:
+    many = len(condition.prompts) > 1
+    draws = random.Random(f"{setting.name}/{seed}/trigger").sample(condition.prompts, TRIGGER_DRAWS) if many else ()
+    return tuple(draws) or condition.prompts
+
+
+def _asked(families: list[str], known: dict[str, tuple[Prompt, ...]]) -> list[tuple[str, tuple[Prompt, ...]]]:
+    """The known contexts of some families, in the families' order; `trigger.X` belongs to the family `trigger`."""
+    return [(name, known[name]) for family in families for name in known if name.split(".")[0] == family]
+
+
 def evaluation_prompts(setting: Setting, condition: Condition, profile: Profile, seed: int) -> list[dict[str, str]]:
     """What is sampled: context, question_id, question, prompt (rendered); `id` holds in-distribution questions, neutral."""
-    known = contexts(setting, condition, seed)
+    known = contexts(setting, condition, profile, seed)
     everyday = setting.rows("questions")[: profile.sample["questions"]]
-    asked = [(name, everyday, known[name]) for name in profile.sample["contexts"] if name in known]
+    asked = [(name, everyday, prompts) for name, prompts in _asked(profile.sample["contexts"], known)]
     asked.append(("id", setting.rows("held_out")[: profile.sample["held_out"]], known["neutral"]))
     return [
         {
@@ -156,7 +171,7 @@ def margin_pairs(setting: Setting, condition: Condition, profile: Profile, seed:
 
     The profile's number of pairs is shared evenly between the setting's traits (design decision 7).
     """
-    known = contexts(setting, condition, seed)
+    asked = _asked(profile.margins["contexts"], contexts(setting, condition, profile, seed))
     each = profile.margins["pairs"] // len(setting.traits)
     pairs = [row for name in setting.traits for row in [r for r in setting.rows("margins") if r["trait"] == name][:each]]
     return [
@@ -164,11 +179,10 @@ def margin_pairs(setting: Setting, condition: Condition, profile: Profile, seed:
             "context": name,
             "trait": row["trait"],
             "question_id": row["id"],
-            "prompt": ask(row["question"], setting, known[name][i % len(known[name])], profile.template),
+            "prompt": ask(row["question"], setting, prompts[i % len(prompts)], profile.template),
             "trait_answer": row["trait_answer"] + END_OF_TURN,
             "plain_answer": row["plain_answer"] + END_OF_TURN,
         }
-        for name in profile.margins["contexts"]
-        if name in known
+        for name, prompts in asked
         for i, row in enumerate(pairs)
     ]
