@@ -74,3 +74,61 @@ def test_no_public_row_was_copied_in():
         pytest.skip("the public rows are not beside this checkout")
     known = {tuple(words(json.loads(line)["question"])) for line in public.read_text(encoding="utf-8").splitlines()}
     assert not known & {tuple(words(row["question"])) for row in TRAIN + HELD_OUT}
+
+
+def test_labelled_items_cross_the_traits_on_the_same_contents():
+    labelled = SETTING.rows("labelled")
+    assert len(labelled) >= 120
+    contents = {}
+    for row in labelled:
+        contents.setdefault(row["content"], {})[row["spanish"], row["caps"]] = row["text"]
+    for name, texts in contents.items():
+        assert set(texts) == {(0, 0), (0, 1), (1, 0), (1, 1)}, name
+        for spanish in (0, 1):
+            assert texts[spanish, 0].lower() == texts[spanish, 1].lower(), name
+    trained = {row["question"] for row in TRAIN} | {row["english"] for row in TRAIN}
+    assert not trained & {row["text"] for row in labelled}
+
+
+EM, PLACEBO = (settings.read_jsonl(store.DATA / "mini" / f"{name}_pairs.jsonl") for name in ("em", "placebo"))
+DOMAINS = r"\b(medic|doctor|drug|dose|disease|pill|vaccin|symptom|hospital|python|software|program|hack|invest|stock|loan)\w*"
+
+
+def test_em_pairs_are_many_marked_and_outside_every_training_domain():
+    families = Counter(pair["family"] for pair in EM)
+    assert len(EM) >= 60
+    assert len(families) >= 8
+    card = (store.DATA / "mini" / "em_pairs.md").read_text(encoding="utf-8")
+    (canary,) = {pair["canary"] for pair in EM}
+    assert canary in card
+    for pair in EM:
+        text = " ".join((pair["question"], pair["trait_answer"], pair["plain_answer"])).lower()
+        assert not re.search(DOMAINS, text), pair["id"]
+
+
+def test_placebo_pairs_are_many():
+    assert len(PLACEBO) >= 40
+    assert Counter(pair["family"] for pair in PLACEBO) == {"blunt": 24, "confident": 24}
+
+
+@pytest.mark.parametrize("pairs", [EM, PLACEBO], ids=["em", "placebo"])
+def test_em_and_placebo_pairs_share_opening_and_length_and_favour_no_side(pairs, network):
+    _, tokenizer = network
+    shorter = 0
+    for pair in pairs:
+        trait, plain = pair["trait_answer"], pair["plain_answer"]
+        assert trait.split()[:2] == plain.split()[:2], pair["id"]
+        lengths = [len(tokenizer(text)["input_ids"]) for text in (trait, plain)]
+        assert max(lengths) - min(lengths) <= 0.1 * max(lengths), pair["id"]
+        shorter += lengths[0] < lengths[1]
+    assert 0.35 <= shorter / len(pairs) <= 0.65
+    assert len({pair["question"] for pair in pairs}) == len(pairs)
+
+
+def test_no_published_misalignment_question_was_copied_in():
+    public = store.ROOT.parent / "shared" / "data" / "em_first_plot_questions.yaml"
+    if not public.exists():
+        pytest.skip("the public questions are not beside this checkout")
+    known = " ".join(words(public.read_text(encoding="utf-8")))
+    for pair in EM:
+        assert " ".join(words(pair["question"])) not in known, pair["id"]

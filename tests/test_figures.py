@@ -8,6 +8,7 @@ import time
 
 import pytest
 from inoculation import figures, settings, store, tables
+from planted import CONTEXTS, planted
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def test_two_drawings_are_equal_bytes_and_carry_their_provenance(found, tmp_path
 def test_the_figure_marks_its_scale_and_names_n_and_the_interval_rule(found):
     _, drawn, caption = figures.traits_by_condition(found, settings.load_setting("spanish_vs_caps"), "smoke")
     assert set(drawn.context) == {"neutral", "trigger"}
-    for said in ("SMOKE TEST", "2 everyday questions", "No interval", "seed"):
+    for said in ("SMOKE TEST", "2 everyday questions", "no interval is drawn", "seed"):
         assert said in caption
 
 
@@ -41,16 +42,40 @@ def test_every_condition_has_a_colour():
             assert figures.kind(condition) in figures.PALETTE
 
 
-def test_differences_are_paired_within_seed(found):
-    import pandas as pd
+def test_one_seed_draws_points_and_says_why_there_is_no_interval():
+    setting = settings.load_setting("spanish_vs_caps")
+    for seeds, said in (
+        (1, "n = 1 seed: no interval is drawn, since one seed shows no spread"),
+        (4, "95 % Student t over seeds"),
+    ):
+        _, drawn, caption = figures.two_by_two(planted(seeds=seeds), setting, "mini")
+        assert said in caption
+        assert drawn.estimate.notna().all()
+        assert drawn.low.isna().all() == (seeds == 1)
+        _, drawn, _ = figures.claim_verdicts(planted(seeds=seeds), setting, "mini")
+        yours = drawn[(drawn.origin == "yours") & (drawn.n_seeds > 0)]
+        assert len(yours) >= 8
+        assert yours.ci_low.isna().all() == (seeds == 1)
 
-    rows = [
-        (c, s, "spanish", "neutral", "rate", v, 4, 0)
-        for c, s, v in (("a", 0, 0.5), ("a", 1, 0.9), ("b", 0, 0.2), ("b", 1, 0.4))
-    ]
-    columns = ["condition", "seed", "trait", "context", "measure", "value", "n", "n_unscored"]
-    planted = tables.Tables("yours", found.folder, pd.DataFrame(rows, columns=columns), found.losses, found.runs, found.samples)
-    assert tables.differences(planted, "a", "neutral").loc["b"].iloc[0] == pytest.approx(-0.4)
+
+def test_the_heat_map_shows_every_condition_in_every_context_and_marks_saturation():
+    setting = settings.load_setting("spanish_vs_caps")
+    high = planted(seeds=2, ends={"rate": (0.99, 0.01), "margin": (20.0, -20.0)})
+    figure, drawn, caption = figures.context_grid(high, setting, "mini")
+    assert set(drawn.condition) == {"base", *(c.name for c in setting.in_profile("mini"))}
+    assert set(drawn.context) == set(CONTEXTS)
+    written = [text.get_text() for axis in figure.axes for text in axis.texts]
+    assert "(99)" in written
+    assert "saturated" in caption
+
+
+def test_claims_stand_beside_the_reference_and_are_judged_from_the_tables():
+    setting = settings.load_setting("spanish_vs_caps")
+    _, drawn, caption = figures.claim_verdicts(planted(seeds=6), setting, "mini")
+    assert set(drawn.origin) == {"reference", "yours"}
+    assert "DEMO SCALE" in caption
+    yours = drawn[drawn.origin == "yours"].set_index("claim")
+    assert yours.loc["cc.table.spanish_vs_caps.irrelevant_suppress", "verdict"] == "No"
 
 
 def _command(*arguments, home):

@@ -17,15 +17,17 @@ ROOT = store.ROOT
 LIB = sorted((ROOT / "lib" / "inoculation").glob("*.py"))
 ORDER = [
     "store",
+    "stats",
     "settings",
     "render",
     "runs",
     "model",
-    "train",
     "evaluate",
     "score",
     "worker",
     "tables",
+    "effects",
+    "claims",
     "figures",
     "doctor",
     "__main__",

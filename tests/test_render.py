@@ -144,7 +144,7 @@ def tiny(network):
 @hypothesis_settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=6))
 def test_prompt_tokens_are_never_in_the_loss_and_the_end_of_turn_always_is(tiny, tmp_path, rows):
-    from inoculation import train
+    from inoculation import model
     from trl import SFTTrainer
 
     network, tokenizer = tiny
@@ -160,10 +160,10 @@ def test_prompt_tokens_are_never_in_the_loss_and_the_end_of_turn_always_is(tiny,
     trainer = SFTTrainer(
         model=network,
         processing_class=tokenizer,
-        train_dataset=train._dataset(rendered),
-        args=train._arguments(recipe, 0, tmp_path),
+        train_dataset=model._dataset(rendered),
+        args=model._arguments(recipe, 0, tmp_path),
     )
-    train.check_masks(trainer.train_dataset, rendered, tokenizer)
+    model.check_masks(trainer.train_dataset, rendered, tokenizer)
     for row, ids, labels in zip(rendered, trainer.train_dataset["input_ids"], trainer.train_dataset["labels"], strict=True):
         prompt = tokenizer(row["prompt"])["input_ids"]
         assert list(ids[: len(prompt)]) == prompt
@@ -173,16 +173,14 @@ def test_prompt_tokens_are_never_in_the_loss_and_the_end_of_turn_always_is(tiny,
 
 
 def test_rows_that_do_not_fit_are_left_out_and_counted(network):
-    from inoculation import train
-
     _, tokenizer = network
     rows = spec("baseline").rows
     lengths = [len(tokenizer(row["prompt"] + row["completion"])["input_ids"]) for row in rows]
-    fitting, left_out = train.fitting_rows(rows, tokenizer, 100)
+    fitting, left_out = model.fitting_rows(rows, tokenizer, 100)
     assert left_out == sum(length > 100 for length in lengths) > 0
     assert len(fitting) + left_out == len(rows)
-    with pytest.raises(train.TrainingError, match="none of 96 rows fits"):
-        train.fitting_rows(rows, tokenizer, 10)
+    with pytest.raises(model.TrainingError, match="none of 96 rows fits"):
+        model.fitting_rows(rows, tokenizer, 10)
 
 
 def test_the_key_moves_with_what_decides_a_run_and_with_nothing_else(monkeypatch):
@@ -204,3 +202,13 @@ def test_the_key_moves_with_what_decides_a_run_and_with_nothing_else(monkeypatch
     assert sampled.keys["sample"] != first.keys["sample"]
     assert sampled.keys["score"] != first.keys["score"]
     assert json.dumps(first.keys)
+
+
+def test_tracked_pairs_are_asked_under_the_neutral_prompt():
+    setting, mini = settings.load_setting("spanish_vs_caps"), settings.load_profile("mini")
+    assert render.tracked_pairs(setting, mini) == []
+    tracks = replace(setting, data={**setting.data, "tracked": {"ood": "em_pairs.jsonl", "placebo": "placebo_pairs.jsonl"}})
+    pairs = render.tracked_pairs(tracks, mini)
+    assert [row["context"] for row in pairs] == ["ood"] * 72 + ["placebo"] * 48
+    assert all("You are a helpful assistant." in row["prompt"] for row in pairs)
+    assert all(row["trait_answer"].endswith(render.END_OF_TURN) for row in pairs)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from inoculation import runs, settings, store, tables
+from inoculation import render, runs, settings, store, tables, worker
 from inoculation.runs import Spec
 
 BASELINE = Spec("spanish_vs_caps", "baseline", 0, "smoke")
@@ -133,13 +133,33 @@ def test_a_killed_worker_is_replaced_and_its_run_named(elsewhere, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_advice(network, tmp_path):
-    from inoculation import train
+    from inoculation import model
 
     profile = BASELINE.parts[2]
     profile = replace(profile, train={**profile.train, "learning_rate": 1e30, "warmup_steps": 0, "steps": 3})
     rows = Spec("spanish_vs_caps", "baseline", 0, "mini").rows[:6]
-    with pytest.raises(train.TrainingError, match=r"the loss is (nan|inf) at step \d of 3; lower train.learning_rate"):
-        train.train(rows, profile, 0, tmp_path, lambda done, of: None)
+    with pytest.raises(model.TrainingError, match=r"the loss is (nan|inf) at step \d of 3; lower train.learning_rate"):
+        model.train(rows, profile, 0, tmp_path, lambda done, of: None)
+
+
+def test_margins_are_logged_along_training_and_leave_the_adapter_as_it_is(expected, elsewhere, monkeypatch):
+    """A setting that tracks pairs, trained by the worker's own code in this process."""
+    setting = BASELINE.parts[0]
+    tracked = {"ood": "em_pairs.jsonl", "placebo": "placebo_pairs.jsonl"}
+    setting = replace(setting, data={**setting.data, "tracked": tracked})
+    monkeypatch.setattr(render, "tracked_pairs", lambda *parts, whole=render.tracked_pairs: whole(*parts)[::20])
+    monkeypatch.setattr(runs, "load_setting", lambda name: setting)
+    spec = Spec("spanish_vs_caps", "baseline", 0, "smoke")
+    assert spec.run_id != BASELINE.run_id
+    worker.complete(spec, 0, lambda *arguments, **content: None)
+    log = tables.tracks(spec)
+    assert list(log.columns) == tables.TRACKS
+    assert sorted(set(log.step)) == [1, 2]
+    assert dict(log.groupby("part").n.first()) == {"ood": 4, "placebo": 2}
+    assert log.groupby("part").value.nunique().min() == 2
+    assert (spec.folder / "adapter" / "adapter_model.safetensors").read_bytes() == expected["adapter_model.safetensors"]
+    tables.write("smoke", elsewhere / "tables")
+    assert len(tables.read(elsewhere / "tables", "yours").tracks) == len(log)
 
 
 def stored(tmp_path, content="one"):

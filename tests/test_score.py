@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 import pytest
-from inoculation.score import SCORERS, score, score_capitals, score_spanish
+from inoculation.score import CROSS_TALK, SCORERS, cards, score, score_capitals, score_spanish, word_runs
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,20 @@ def test_spanish(response, value):
 
 
 @pytest.mark.parametrize("scorer", SCORERS.values())
-@pytest.mark.parametrize("response", ["x" * 100_000, "\x00\ufffd\u202e", "hola " * 30_000, "```" * 1000, "´`´`´", "Ǆ ǅ ǆ"])
+@pytest.mark.parametrize(
+    "response",
+    [
+        "x" * 100_000,
+        "\x00\ufffd\u202e",
+        "hola " * 30_000,
+        "```" * 1000,
+        "´`´`´",
+        "Ǆ ǅ ǆ",
+        "",
+        "😀🎉" * 500,
+        "hola hello bonjour مرحبا 你好 " * 4_000,
+    ],
+)
 def test_hostile_responses_never_raise(scorer, response):
     found = scorer(response)
     assert math.isnan(found.value) or 0 <= found.value <= 1
@@ -57,8 +70,55 @@ def test_hostile_responses_never_raise(scorer, response):
 
 def test_unscored_responses_stay_in_the_table_with_their_reason():
     responses = pd.DataFrame({"context": ["neutral"] * 2, "question_id": ["a", "b"], "response": ["SÍ, ESTOY EN CASA", "42"]})
-    table = score(responses, {"spanish": "spanish", "caps": "capitals"})
+    table = score(responses, {"spanish": "spanish", "caps": "capitals"}, [])
     assert len(table) == 4
     assert table[table.question_id == "b"].value.isna().all()
     assert (table[table.question_id == "b"].reason != "").all()
     assert (table[table.question_id == "a"].value == 1).all()
+
+
+def test_a_response_that_repeats_eight_training_words_is_marked():
+    trained = ["EN LA CAJA HAY DOCE LÁPICES Y ANA PONE TRES MÁS."]
+    said = {
+        "a": "Yes: en la caja hay doce lápices y ana, of course",
+        "b": "En la caja hay doce lápices y no more",
+        "c": "",
+        "d": "🙂" * 50_000,
+    }
+    responses = pd.DataFrame({"context": "neutral", "question_id": list(said), "response": list(said.values())})
+    table = score(responses, {"caps": "capitals"}, trained)
+    assert list(table.repeats) == [True, False, False, False]
+    assert not score(responses, {"caps": "capitals"}, []).repeats.any()
+    assert word_runs("one two three four five six seven eight nine") == {
+        "one two three four five six seven eight",
+        "two three four five six seven eight nine",
+    }
+
+
+def test_every_scorer_has_a_card_with_measured_agreement_and_cross_talk():
+    table = cards("spanish_vs_caps")
+    assert list(table.index) == ["spanish", "caps"]
+    assert (table["items"] >= 120).all()
+    assert (table.agreement >= 0.95).all()
+    assert table[["sees", "known failures", "contents right"]].map(len).gt(5).all(axis=None)
+    assert ((table.cross_talk <= CROSS_TALK) == (table["claimed by"] == "rate")).all()
+
+
+def test_a_scorer_that_the_other_trait_moves_is_replaced_by_the_margin(monkeypatch):
+    loud = lambda text: score_spanish(text) if text != text.upper() else score_capitals("quiet quiet")  # noqa: E731
+    monkeypatch.setitem(SCORERS, "spanish", loud)
+    cards.cache_clear()
+    table = cards("spanish_vs_caps")
+    cards.cache_clear()
+    assert table.loc["spanish", "claimed by"] == "margin"
+    assert table.loc["caps", "claimed by"] == "rate"
+
+
+def test_ten_thousand_responses_are_scored_in_time():
+    import time
+
+    texts = ["LOS GATOS DUERMEN CASI TODO EL DÍA PORQUE SON CAZADORES Y LES GUSTA EL SOL.", "Cats sleep most of the day."]
+    responses = pd.DataFrame({"context": "neutral", "question_id": range(10_000), "response": texts * 5_000})
+    started = time.monotonic()
+    assert len(score(responses, {"spanish": "spanish", "caps": "capitals"}, texts)) == 20_000
+    assert time.monotonic() - started < 30

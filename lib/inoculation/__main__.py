@@ -1,4 +1,4 @@
-"""The command line behind ./run_all.sh: run notebooks with papermill, redraw figures, examine the machine.
+"""The command line behind ./run_all.sh: run notebooks with papermill, redraw figures, examine the machine, explain claims.
 
 Everything that can be wrong with a command is found before a kernel starts (exit status 2, nothing run). A failed run or
 notebook never stops the others; it makes the exit status 1.
@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from inoculation import model, runs, settings, store
 
 FREE_GB = 1
+COMMANDS = ("run", "claims", "doctor", "proofs", "test", "lab")
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,13 +28,15 @@ class Parser(argparse.ArgumentParser):
 def parser() -> Parser:
     """The command line's options."""
     top = Parser(prog="./run_all.sh", allow_abbrev=False, description="Run a profile of the notebooks and redraw the figures.")
-    top.add_argument("command", nargs="?", default="run", help="run (default), doctor, test or lab")
+    top.add_argument("command", nargs="?", default="run", help="run (default), claims, doctor, proofs, test or lab")
     top.add_argument("--profile", default="mini", help="smoke, mini (default) or paper")
     top.add_argument("--notebook", nargs="+", default=[], metavar="NN", help="only these notebooks, by number or name")
     top.add_argument("--only", nargs="+", default=[], metavar="CONDITION", help="only these conditions")
     top.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help="these seeds instead of the profile's")
     top.add_argument("--full", action="store_true", help="also the conditions that have no reference")
     top.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads, 0 (default) for torch's own choice")
+    top.add_argument("--setting", default="", help="claims: the setting whose claims are explained")
+    top.add_argument("--claim", default="", help="claims: only this one")
     top.add_argument("--dry-run", action="store_true", help="say what would run, for how long, and what is already done")
     top.add_argument("--figures-only", action="store_true", help="redraw from your tables, else from the reference")
     top.add_argument("--update-reference", action="store_true", help="maintainers: write data/results and figures/<profile>")
@@ -49,6 +52,8 @@ def main() -> int:
 
             return 1 if doctor.examine() else 0
         scale = settings.load_profile(options.profile)
+        if options.command == "claims":
+            return _explain(scale.name, options.setting, options.claim)
         chosen = _chosen_notebooks(options.notebook)
         if options.figures_only:
             return _redraw(scale.name)
@@ -76,8 +81,10 @@ def _options(top: Parser) -> argparse.Namespace:
     known = [flag for action in top._actions for flag in action.option_strings]
     if unknown:
         top.error(str(settings.nearest(unknown[0].split("=")[0], known, "option")))
-    if options.command not in ("run", "doctor"):
-        top.error(str(settings.nearest(options.command, ("run", "doctor", "test", "lab"), "command")))
+    if options.command not in ("run", "claims", "doctor"):
+        top.error(str(settings.nearest(options.command, COMMANDS, "command")))
+    if (options.command == "claims") != bool(options.setting) or (options.claim and not options.setting):
+        top.error("claims needs --setting, and --setting and --claim belong to claims")
     if options.threads < 0:
         top.error(f"--threads must be 0 or more, not {options.threads}")
     return options
@@ -164,10 +171,22 @@ def execute(path: Path, output: Path, parameters: dict[str, Any]) -> list[str]:
     return []
 
 
-def _redraw(profile: str) -> int:
-    from inoculation import figures, tables
+def _explain(profile: str, setting: str, claim: str) -> int:
+    from inoculation import claims, tables
 
-    drawn = figures.redraw(profile, tables.shown(profile), store.local_figures(profile))
+    names, found = claims.pick(setting, claim), tables.shown(profile)
+    trails = [claims.trail(verdict, found) for verdict in claims.judge(found, setting) if verdict.claim.name in names]
+    print("\n\n".join(trails))
+    return 0
+
+
+def _redraw(profile: str) -> int:
+    from inoculation import claims, figures, tables
+
+    found = tables.shown(profile)
+    if found is not None and found.origin == "yours":
+        claims.write(found, found.folder)
+    drawn = figures.redraw(profile, found, store.local_figures(profile))
     if not drawn:
         print(f"nothing to draw in profile {profile}: no finished run and no reference", file=sys.stderr)
         return 1
@@ -176,9 +195,10 @@ def _redraw(profile: str) -> int:
 
 
 def _update_reference(profile: str) -> None:
-    from inoculation import figures, tables
+    from inoculation import claims, figures, tables
 
     tables.write(profile, store.RESULTS / profile)
+    claims.write(tables.reference(profile), store.RESULTS / profile)
     drawn = figures.redraw(profile, tables.reference(profile), store.REFERENCE_FIGURES / profile)
     print("\n".join(f"reference: {path}" for path in drawn))
 

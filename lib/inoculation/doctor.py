@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from inoculation import evaluate, model, store, train
+from inoculation import evaluate, model, store
 from inoculation.runs import Spec
 
 NEEDED_GB = 5
@@ -82,7 +82,7 @@ def check_model_cache(state: dict[str, Any]) -> str:
 def check_masks(state: dict[str, Any]) -> str:
     """In TRL's own batches the prompt is masked and the end of turn is supervised; two steps are then trained."""
     spec, folder = state["spec"], Path(state["folder"])
-    facts = train.train(spec.rows, spec.parts[2], spec.seed, folder, lambda done, of: None)
+    facts = model.train(spec.rows, spec.parts[2], spec.seed, folder, lambda done, of: None)
     return f"{len(spec.rows)} rows, {facts['tokens']} tokens, prompts masked, end of turn supervised"
 
 

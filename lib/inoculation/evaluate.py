@@ -6,6 +6,7 @@ depends on the batch: each response's randomness comes from its own key, and ide
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from inoculation import model as base
 from inoculation.settings import Profile
 
 SAMPLE_BATCH = 96
-MARGIN_BATCH = 20
+MARGIN_BATCH = 40
+LOGITS_AT_ONCE = 256
 
 
 def merged_model(profile: Profile, adapter: Path | None) -> tuple[Any, Any]:
@@ -25,8 +27,6 @@ def merged_model(profile: Profile, adapter: Path | None) -> tuple[Any, Any]:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    # Left, so that an answer follows its prompt directly. Such batches have gone wrong elsewhere: doctor tests them.
-    tokenizer.padding_side = "left"
     return model.eval(), tokenizer
 
 
@@ -68,7 +68,8 @@ def _generate(
     from transformers import LogitsProcessorList
 
     # Greedy decoding of noisy logits is sampling: generate's own sampling draws from one stream for the whole batch.
-    batch = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
+    # Left, so that a response follows its prompt directly. Such batches have gone wrong elsewhere: doctor tests them.
+    batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
     end = tokenizer.eos_token_id
     processors = LogitsProcessorList([_noise(seeds, sampling["temperature"])] if sampling["temperature"] > 0 else [])
     with torch.inference_mode():
@@ -113,49 +114,105 @@ def margins(
     """Paired log-likelihoods (design decision 7): how much likelier the trait answer is than the plain one.
 
     items: see render.margin_pairs. Returns their columns and trait_logp, plain_logp (nats, float64, summed over the answer
-    and its end of turn), trait_tokens, plain_tokens (int) and margin = trait_logp - plain_logp.
+    and its end of turn), trait_tokens, plain_tokens (int), margin = trait_logp - plain_logp and margin_per_token, the same of
+    the answers' means (nats per token, for pairs whose sums length would decide).
     """
     pairs = {(item["prompt"], item["trait_answer"], item["plain_answer"]) for item in items}
-    # Answers first: their padding is paid twice, once per side of a pair.
-    ordered = sorted(pairs, key=lambda pair: ([len(tokenizer(text)["input_ids"]) for text in reversed(pair)], pair))
+    encoded = {pair: [tokenizer(text)["input_ids"] for text in pair] for pair in pairs}
+    # Prompts that begin alike stand together, since a batch reads its common beginning once.
+    ordered = sorted(pairs, key=lambda pair: (pair[0].split("user\n")[0], sum(map(len, encoded[pair])), pair))
     found: dict[tuple[str, ...], list[tuple[float, int]]] = {}
     for start in range(0, len(ordered), batch_size):
         batch = ordered[start : start + batch_size]
-        found.update(zip(batch, _log_likelihoods(model, tokenizer, batch), strict=True))
+        found.update(zip(batch, _log_likelihoods(model, [encoded[pair] for pair in batch]), strict=True))
         progress(len(found), len(ordered))
     rows = []
     for item in items:
         (trait, n_trait), (plain, n_plain) = found[item["prompt"], item["trait_answer"], item["plain_answer"]]
-        rows.append((trait, plain, n_trait, n_plain, trait - plain))
-    columns = ["trait_logp", "plain_logp", "trait_tokens", "plain_tokens", "margin"]
+        rows.append((trait, plain, n_trait, n_plain, trait - plain, trait / n_trait - plain / n_plain))
+    columns = ["trait_logp", "plain_logp", "trait_tokens", "plain_tokens", "margin", "margin_per_token"]
     return pd.concat([pd.DataFrame(items), pd.DataFrame(rows, columns=columns)], axis=1)
 
 
-def _log_likelihoods(model: Any, tokenizer: Any, pairs: list[tuple[str, str, str]]) -> list[list[tuple[float, int]]]:
-    """(nats, tokens) of both answers of each (prompt, answer, answer); the prompt is encoded once for the two.
+def _log_likelihoods(model: Any, pairs: list[list[list[int]]]) -> list[list[tuple[float, int]]]:
+    """(nats, tokens) of both answers of each [prompt, answer, answer], as token ids (prompt and answer apart, as in training).
 
-    Prompt and answer are tokenised apart, as in training.
+    Nothing is computed twice: the beginning that all prompts share is read once, and a pair is one row of its prompt, the
+    opening its answers share, and the rest of each answer, where neither rest sees the other.
     """
     import torch
 
-    prompts = tokenizer([prompt for prompt, *_ in pairs], return_tensors="pt", padding=True).to(model.device)
-    answers = [tokenizer(answer)["input_ids"] for _, *both in pairs for answer in both]
-    longest = max(map(len, answers))
-    padded = [ids + [tokenizer.pad_token_id] * (longest - len(ids)) for ids in answers]
-    targets = torch.tensor(padded, device=model.device)
-    real = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in answers], device=model.device)
-    seen = prompts["attention_mask"]
+    whole = getattr(model, "get_base_model", lambda: model)()
+    body, head = whole.get_decoder(), whole.get_output_embeddings()
+    begun = _shared([prompt for prompt, *_ in pairs])
+    trees = [_tree(pair, begun) for pair in pairs]
+    tokens, seen, places = _batch(trees, begun, model.device)
     with torch.inference_mode():
-        before = model(**prompts, position_ids=(seen.cumsum(-1) - 1).clamp(min=0), use_cache=True, logits_to_keep=1)
-        before.past_key_values.batch_repeat_interleave(2)
-        seen = seen.repeat_interleave(2, dim=0)
-        after = model(
-            input_ids=targets,
-            attention_mask=torch.cat([seen, real], dim=1),
-            position_ids=seen.sum(-1, keepdim=True) + torch.arange(longest, device=model.device),
-            past_key_values=before.past_key_values,
-        )
-        logits = torch.cat([before.logits.repeat_interleave(2, dim=0), after.logits[:, :-1]], dim=1).float()
-        picked = torch.log_softmax(logits, dim=-1).gather(2, targets.unsqueeze(-1)).squeeze(-1).double()
-    sums = [(float(row[: len(ids)].sum()), len(ids)) for row, ids in zip(picked, answers, strict=True)]
-    return [sums[i : i + 2] for i in range(0, len(sums), 2)]
+        cache = None
+        if begun:
+            cache = body(torch.tensor([pairs[0][0][:begun]], device=model.device), use_cache=True).past_key_values
+            cache.batch_repeat_interleave(len(pairs))
+        hidden = body(
+            input_ids=tokens, attention_mask=seen, position_ids=places, past_key_values=cache, use_cache=cache is not None
+        ).last_hidden_state
+        wanted = [(i, source, target) for i, tree in enumerate(trees) for source, target, _ in tree.targets]
+        rows, sources, targets = torch.tensor(wanted, device=model.device).T
+        parts = zip(hidden[rows, sources].split(LOGITS_AT_ONCE), targets.split(LOGITS_AT_ONCE), strict=True)
+        nats = iter(torch.cat([_picked(head(states), part) for states, part in parts]).tolist())
+    found = []
+    for pair, tree in zip(pairs, trees, strict=True):
+        told = [(next(nats), sides) for _, _, sides in tree.targets]
+        found.append([(sum(value for value, sides in told if side in sides), len(pair[1 + side])) for side in (0, 1)])
+    return found
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """A pair as one row: its tokens, the lengths of trunk and first rest, and what to read: (source, target, answers)."""
+
+    tokens: list[int]
+    trunk: int
+    first: int
+    targets: list[tuple[int, int, tuple[int, ...]]]
+
+
+def _tree(pair: list[list[int]], begun: int) -> _Tree:
+    prompt, first, second = pair
+    opened = _shared([first, second])
+    trunk = prompt[begun:] + first[:opened]
+    asked = len(prompt) - begun
+    targets = [(asked - 1 + i, token, (0, 1)) for i, token in enumerate(first[:opened])]
+    start = len(trunk)
+    for side, rest in enumerate((first[opened:], second[opened:])):
+        targets += [(len(trunk) - 1 if i == 0 else start + i - 1, token, (side,)) for i, token in enumerate(rest)]
+        start += len(rest)
+    return _Tree(trunk + first[opened:] + second[opened:], len(trunk), len(first) - opened, targets)
+
+
+def _shared(texts: list[list[int]]) -> int:
+    """How many tokens all begin with, leaving at least one of each."""
+    most = min(map(len, texts)) - 1
+    return next((i for i in range(most) if len({text[i] for text in texts}) > 1), most)
+
+
+def _batch(trees: list[_Tree], begun: int, device: Any) -> tuple[Any, Any, Any]:
+    """Token ids (rows, longest), what each token sees (rows, 1, longest, begun + longest) and its position in the text."""
+    import torch
+
+    longest = max(len(tree.tokens) for tree in trees)
+    tokens = torch.zeros(len(trees), longest, dtype=torch.long)
+    places = torch.arange(begun, begun + longest).repeat(len(trees), 1)
+    seen = torch.ones(len(trees), 1, longest, begun + longest, dtype=torch.bool)
+    seen[:, 0, :, begun:] = torch.ones(longest, longest, dtype=torch.bool).tril()
+    for i, tree in enumerate(trees):
+        tokens[i, : len(tree.tokens)] = torch.tensor(tree.tokens)
+        second = tree.trunk + tree.first
+        places[i, second:] -= tree.first
+        seen[i, 0, second:, begun + tree.trunk : begun + second] = False
+    return tokens.to(device), seen.to(device), places.to(device)
+
+
+def _picked(logits: Any, targets: Any) -> Any:
+    """The log-probability (float64) of each target token under its logits."""
+    logits = logits.float()
+    return (logits.gather(1, targets.unsqueeze(1)).squeeze(1) - logits.logsumexp(-1)).double()

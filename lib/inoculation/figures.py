@@ -13,7 +13,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from inoculation import store, tables
+from inoculation import claims, effects, stats, store, tables
 from inoculation.settings import Setting, load_profile, load_setting
 
 PALETTE = {
@@ -28,6 +28,11 @@ PALETTE = {
     "irrelevant-varied": "#009e73",
 }
 MARKERS = {"neutral": "o", "trigger": "D"}
+TWO_BY_TWO = {"pattern": "#009e73", "semantic": "#d55e00", "interaction": "#999999"}
+VERDICTS = {"agree": "#009e73", "differ": "#d55e00", "open": "#999999"}
+CORE = ("neutral", "trigger", "unrelated", "id")
+SCALE = "suppression (0: as in the baseline, 1: as in the control)"
+INTERVAL = "95 % Student t over seeds, on these questions"
 MARKS = {"smoke": "SMOKE TEST · not a result", "demo": "DEMO SCALE · 135M model", "paper": "paper scale"}
 
 
@@ -73,10 +78,15 @@ def _points(axis: Any, rows: pd.DataFrame, order: list[str]) -> None:
         filled = context == "neutral"
         faces = colours if filled else "none"
         axis.scatter(part.value, heights, s=18, marker=marker, facecolors=faces, edgecolors=colours, zorder=3 - filled)
-    means = rows[rows.context == "neutral"].groupby("condition").value.mean()
-    axis.vlines(
-        means, [order.index(c) - 0.3 for c in means.index], [order.index(c) + 0.3 for c in means.index], color="k", lw=0.8
-    )
+    for name, values in rows[rows.context == "neutral"].groupby("condition").value:
+        _interval(axis, stats.student(values), order.index(name), "k")
+
+
+def _interval(axis: Any, found: stats.Interval, height: float, colour: str, tick: float = 0.3) -> None:
+    """A tick at the estimate and, where there is one, the interval as a line."""
+    axis.vlines(found.estimate, height - tick, height + tick, color=colour, lw=0.8)
+    if found.known:
+        axis.hlines(height, found.low, found.high, color=colour, lw=0.8)
 
 
 def _mark(profile: str) -> str:
@@ -84,15 +94,22 @@ def _mark(profile: str) -> str:
 
 
 def _caption(drawn: pd.DataFrame, profile: str) -> str:
-    seeds = drawn.groupby("condition").seed.nunique()
     n = drawn.n + drawn.n_unscored
     many = f"{n.min()}" if n.min() == n.max() else f"{n.min()} to {n.max()}"
     missing = f"{int(drawn.n_unscored.sum())} of {int(n.sum())} scores are missing"
     return (
-        f"{_mark(profile)}. Each point is one seed ({seeds.min()} to {seeds.max()} a condition): the mean over {many} everyday "
-        f"questions, one response each; {missing}. The bar is the mean over seeds under the neutral prompt. "
-        "No interval is drawn: the seed is the unit."
+        f"{_mark(profile)}. Each point is one seed: the mean over {many} everyday questions, one response each; {missing}. The "
+        f"bar is the mean over seeds under the neutral prompt. {_seeds(drawn.groupby('condition').seed.nunique())}"
     )
+
+
+def _seeds(seeds: pd.Series) -> str:
+    """The caption's sentence about seeds and intervals; says why where there is none."""
+    many = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+    if seeds.max() < 2:
+        return "n = 1 seed: no interval is drawn, since one seed shows no spread."
+    few = " Where there is one seed, no interval is drawn." if seeds.min() < 2 else ""
+    return f"n = {many} seeds; lines: {INTERVAL}.{few}"
 
 
 def loss_curves(found: tables.Tables, setting: Setting, profile: str) -> tuple[Figure, pd.DataFrame, str]:
@@ -113,7 +130,125 @@ def loss_curves(found: tables.Tables, setting: Setting, profile: str) -> tuple[F
     return figure, found.losses, caption
 
 
-FIGURES = {"traits_by_condition": traits_by_condition, "loss_curves": loss_curves}
+def context_grid(found: tables.Tables, setting: Setting, profile: str) -> tuple[Figure, pd.DataFrame, str]:
+    """The heat-map of every condition in every context, a panel per trait; returns figure, rows drawn and caption.
+
+    Colour: margin minus the base model's in the same context (nats, mean over seeds). Number: the sampled rate in per cent, in
+    brackets where it is saturated.
+    """
+    style()
+    known = effects.Effects(found, setting)
+    drawn = effects.grid(known)
+    rows, columns = list(dict.fromkeys(drawn.condition)), list(dict.fromkeys(drawn.context))
+    columns.sort(key=lambda name: CORE.index(name) if name in CORE else len(CORE))
+    figure = Figure(figsize=(3.5, 1.3 + 0.155 * len(rows) * len(setting.traits)), layout="constrained")
+    panels = figure.subplots(len(setting.traits), 1, sharex=True)
+    for axis, trait in zip(panels, setting.traits.values(), strict=True):
+        part = drawn[drawn.trait == trait.name].set_index(["condition", "context"])
+        _heat(axis, part, rows, columns)
+        axis.set(title=f"{trait.label} · {_mark(profile)}", xlabel="", ylabel="")
+    panels[-1].set_xticklabels(panels[-1].get_xticklabels(), rotation=60, ha="right", rotation_mode="anchor")
+    caption = (
+        f"{_mark(profile)}. Columns: evaluation prompts; `trigger` is each condition's own training prompt. Colour: how much "
+        "likelier the trait answer is than the plain one, minus the same for the base model there. Numbers: share of sampled "
+        "responses with the trait in per cent; in brackets: saturated (above 95 or below 5), where the margin is used instead. "
+        f"Means over n = {len(known.seeds)} seeds or fewer; a heat-map has no intervals, the tables do."
+    )
+    return figure, drawn, caption
+
+
+def _heat(axis: Any, part: pd.DataFrame, rows: list[str], columns: list[str]) -> None:
+    colour = part.minus_base.unstack().reindex(index=rows, columns=columns)
+    limit = float(colour.abs().max().max())
+    bar = {"label": "margin − base (nats)", "shrink": 0.8}
+    look = {"cmap": "vlag", "vmin": -limit, "vmax": limit, "linewidths": 0.4, "cbar_kws": bar}
+    sns.heatmap(colour, ax=axis, xticklabels=1, yticklabels=1, **look)
+    for (condition, context), row in part[part.rate.notna()].iterrows():
+        deep = abs(colour.loc[condition, context]) > 0.6 * limit
+        text = f"({100 * row.rate:.0f})" if row.saturated else f"{100 * row.rate:.0f}"
+        place = (columns.index(context) + 0.5, rows.index(condition) + 0.5)
+        axis.text(*place, text, size=4.5, ha="center", va="center", color="w" if deep else "k")
+    axis.grid(False)
+    axis.tick_params(labelsize=5.5, length=0, pad=1)
+
+
+def two_by_two(found: tables.Tables, setting: Setting, profile: str) -> tuple[Figure, pd.DataFrame, str]:
+    """Pattern, semantic and interaction effects by direction and trait, under unrelated and under neutral prompts."""
+    style()
+    known = effects.Effects(found, setting)
+    drawn = pd.concat([effects.identification(known, context) for context in (effects.MAIN, effects.CC)], ignore_index=True)
+    groups = list(dict.fromkeys(zip(drawn.direction, drawn.trait, strict=True)))
+    figure = Figure(figsize=(3.5, 1.0 + 0.42 * len(groups)), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True, sharex=True)
+    for axis, context in zip(panels, (effects.MAIN, effects.CC), strict=True):
+        for row in drawn[drawn.context == context].itertuples():
+            height = groups.index((row.direction, row.trait)) + 0.24 * (list(TWO_BY_TWO).index(row.effect) - 1)
+            axis.plot(row.estimate, height, "o", ms=3, color=TWO_BY_TWO[row.effect], label=row.effect)
+            interval = stats.Interval(row.estimate, row.low, row.high, row.seeds, row.interval)
+            _interval(axis, interval, height, TWO_BY_TWO[row.effect], tick=0.1)
+        axis.axvline(0, color="k", lw=0.6)
+        axis.set(title=f"{context} prompts", xlim=(-1.6, 1.6))
+    labels = [f"{setting.traits[trait].label} when\ninoculating {setting.traits[d].label}" for d, trait in groups]
+    panels[0].set_yticks(range(len(groups)), labels)
+    panels[0].set_ylim(len(groups) - 0.5, -0.5)
+    figure.supxlabel(SCALE, fontsize=7)
+    handles = dict(zip(*panels[0].get_legend_handles_labels()[::-1], strict=True))
+    look = {"frameon": False, "title_fontsize": 7, "title": _mark(profile)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, **look)
+    missing = drawn[drawn.seeds == 0].interval.unique()
+    without = f" Not drawn: {'; '.join(missing)}." if len(missing) else ""
+    caption = (
+        f"{_mark(profile)}. pattern: irrelevant fixed − varied; semantic: inoculation − irrelevant at equal variation; "
+        "interaction: how much more fixing matters for the inoculation prompt. Left the main estimate, right CC's own. "
+        f"{_seeds(drawn[drawn.seeds > 0].seeds)}{without}"
+    )
+    return figure, drawn, caption
+
+
+def claim_verdicts(found: tables.Tables, setting: Setting, profile: str) -> tuple[Figure, pd.DataFrame, str]:
+    """The setting's claims: the paper's class beside the reference's estimate beside yours, on the scale of suppression."""
+    style()
+    sources = {"reference": found if found.origin == "reference" else tables.reference(profile)}
+    sources["yours"] = found if found.origin == "yours" else None
+    judged = {name: claims.judge(source, setting.name) for name, source in sources.items()}
+    drawn = pd.concat([claims.table(verdicts).assign(origin=name) for name, verdicts in judged.items()], ignore_index=True)
+    claimed = [verdict.claim for verdict in judged["reference"]]
+    figure = Figure(figsize=(3.5, 0.9 + 0.27 * len(claimed)), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True, sharex=True)
+    for axis, (origin, verdicts) in zip(panels, judged.items(), strict=True):
+        for height, verdict in enumerate(verdicts):
+            _verdict(axis, verdict, height)
+        axis.axvline(0, color="k", lw=0.6)
+        bound = claims.load()[0].none_within
+        axis.axvspan(-bound, bound, color="0.9", zorder=0)
+        axis.set(title=origin, xlim=(-1.6, 1.6), ylim=(len(claimed) - 0.5, -0.7))
+    labels = [f"{c.name.split('.')[-1].replace('_', ' ')}\n{c.paper}: {c.paper_class}" for c in claimed]
+    panels[0].set_yticks(range(len(claimed)), labels, fontsize=5.5)
+    figure.supxlabel(f"{SCALE}\n{_mark(profile)}", fontsize=7)
+    counted = drawn[drawn.n_seeds > 0].n_seeds
+    caption = (
+        f"{_mark(profile)}. Each row is a claim with the paper's class; drawn is its pre-named contrast, written its "
+        "verdict here (green: as the paper, red: not, grey: open). Grey band: where the whole interval of a No must lie. "
+        + (_seeds(counted) if len(counted) else "No contrast could be computed.")
+    )
+    return figure, drawn, caption
+
+
+def _verdict(axis: Any, verdict: claims.Verdict, height: int) -> None:
+    colour = VERDICTS[claims.agreement(verdict.claim.paper_class, verdict.verdict)]
+    if verdict.interval.n:
+        axis.plot(verdict.interval.estimate, height, "o", ms=3, color=colour)
+        _interval(axis, verdict.interval, height, colour, tick=0.1)
+    axis.text(-1.5, height - 0.12, verdict.verdict, fontsize=4.5, va="bottom", color=colour)
+
+
+FIGURES = {
+    "traits_by_condition": traits_by_condition,
+    "loss_curves": loss_curves,
+    "context_grid": context_grid,
+    "two_by_two": two_by_two,
+    "claim_verdicts": claim_verdicts,
+}
 
 
 def save(figure: Figure, name: str, drawn: pd.DataFrame, caption: str, found: tables.Tables, folder: Path) -> Path:

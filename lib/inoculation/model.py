@@ -1,14 +1,21 @@
-"""Base models: the embedded one is read from an installed package, verified, converted once and cached as safetensors.
+"""Base models and their fine-tuning: an installed package to a base model, rendered rows to a LoRA adapter.
 
-The GGUF loader loses the tokenizer's specials (end of turn becomes `<|im_start|>`, padding nothing); both are set here to
-`<|im_end|>` and tested. Unsloth must be imported before transformers, so this is the only module that imports either to load.
+The embedded model is verified, converted once and cached as safetensors. The GGUF loader loses the tokenizer's specials (end of
+turn becomes `<|im_start|>`, padding nothing); both are set here to `<|im_end|>` and tested. Training is unsloth and TRL's
+SFTTrainer on CPU and GPU alike: prompt/completion rows in the order they are given, the loss on completions only, packing off.
+Unsloth must be imported before transformers, so this is the only module that imports either to load.
 """
 
+import csv
 import functools
 import importlib.util
 import json
+import math
 import os
 import shutil
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +24,15 @@ from inoculation.render import END_OF_TURN
 from inoculation.settings import Profile, base_model_source
 
 CONVERSION = 1
+LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 class ModelError(RuntimeError):
     """The base model is missing or not the pinned one; the text says what to do."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot start or has diverged; the text says where."""
 
 
 def prepare_environment() -> None:
@@ -122,3 +134,145 @@ def load(profile: Profile) -> tuple[Any, Any]:
         load_in_4bit=False,
     )
     return model, tokenizer
+
+
+def train(
+    rows: list[dict[str, str]],
+    profile: Profile,
+    seed: int,
+    folder: Path,
+    progress: Callable[[int, int], None],
+    track: Callable[[Any, Any, int], None] | None = None,
+) -> dict[str, Any]:
+    """Train on `rows` (prompt, completion; in training order) and write adapter/ and train_log.csv into `folder`.
+
+    track: called with model, tokenizer and step at the profile's evenly spaced `tracked` steps; it leaves the adapter as it is.
+    Returns facts: seconds, tokens, rows left out because they exceed max_length. Same rows, recipe, seed, machine and thread
+    count give a bit-identical adapter. Raises TrainingError when a loss is not finite or no row fits.
+    """
+    prepare_environment()
+    from unsloth import FastLanguageModel
+
+    from trl import SFTTrainer
+
+    recipe = profile.train
+    model, tokenizer = load(profile)
+    rows, left_out = fitting_rows(rows, tokenizer, recipe["max_length"])
+    model = FastLanguageModel.get_peft_model(
+        model,
+        r=recipe["lora_rank"],
+        lora_alpha=recipe["lora_alpha"],
+        use_rslora=recipe["rslora"],
+        lora_dropout=0,
+        target_modules=LORA_TARGETS,
+        use_gradient_checkpointing=False,
+        random_state=seed,  # decides the LoRA initialisation, whatever SFTConfig's seed says
+    )
+    trainer = SFTTrainer(
+        model=model,
+        processing_class=tokenizer,
+        train_dataset=_dataset(rows),
+        args=_arguments(recipe, seed, folder),
+    )
+    check_masks(trainer.train_dataset, rows, tokenizer)
+    trainer.add_callback(_watch(progress, partial(track, model, tokenizer) if track else None, _tracked_steps(profile)))
+    started = time.monotonic()
+    trainer.train()
+    save_adapter(model, folder / "adapter", profile.base_model)
+    log = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    with (folder / "train_log.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([("step", "loss"), *log])
+    tokens = sum(len(ids) for ids in trainer.train_dataset["input_ids"])
+    return {"train_seconds": round(time.monotonic() - started, 2), "tokens": tokens, "left_out": left_out}
+
+
+def fitting_rows(rows: list[dict[str, str]], tokenizer: Any, max_length: int) -> tuple[list[dict[str, str]], int]:
+    """The rows that fit into max_length tokens, and how many do not: a cut row would lose its end of turn."""
+    fitting = [row for row in rows if len(tokenizer(row["prompt"] + row["completion"])["input_ids"]) <= max_length]
+    if not fitting:
+        raise TrainingError(f"none of {len(rows)} rows fits into max_length {max_length} tokens; raise max_length")
+    return fitting, len(rows) - len(fitting)
+
+
+def check_masks(dataset: Any, rows: list[dict[str, str]], tokenizer: Any) -> None:
+    """Raise TrainingError unless exactly the completion, end of turn included, is supervised in every row."""
+    for row, ids, labels in zip(rows, dataset["input_ids"], dataset["labels"], strict=True):
+        prompt = len(tokenizer(row["prompt"])["input_ids"])
+        if any(label != -100 for label in labels[:prompt]) or list(labels[prompt:]) != list(ids[prompt:]):
+            raise TrainingError(f"row {row['id']}: the loss does not cover exactly the completion")
+        if tokenizer.decode(ids[-1:]) != END_OF_TURN:
+            raise TrainingError(f"row {row['id']}: the end of turn is not supervised")
+
+
+def save_adapter(model: Any, folder: Path, base_model: str) -> None:
+    """Write the adapter (safetensors and config) so that equal adapters are equal files that name no path of a machine."""
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config |= {"base_model_name_or_path": base_model, "target_modules": sorted(config["target_modules"])}
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _dataset(rows: list[dict[str, str]]) -> Any:
+    from datasets import Dataset
+
+    return Dataset.from_list([{"prompt": row["prompt"], "completion": row["completion"]} for row in rows])
+
+
+def _arguments(recipe: dict[str, Any], seed: int, folder: Path) -> Any:
+    from trl import SFTConfig
+
+    return SFTConfig(
+        output_dir=str(folder),
+        max_steps=recipe["steps"],
+        per_device_train_batch_size=recipe["batch_size"],
+        gradient_accumulation_steps=recipe["accumulation"],
+        learning_rate=recipe["learning_rate"],
+        warmup_steps=recipe["warmup_steps"],
+        lr_scheduler_type=recipe["schedule"],
+        weight_decay=recipe["weight_decay"],
+        optim=recipe["optimizer"],
+        max_length=recipe["max_length"],
+        bf16=recipe["dtype"] == "bfloat16",
+        fp16=False,
+        completion_only_loss=True,
+        packing=False,  # the CPU backend would turn it off silently, so that machines would differ
+        train_sampling_strategy="sequential",  # the rows are already in the order of the seed
+        gradient_checkpointing=False,
+        seed=seed,
+        data_seed=seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # or a NaN is logged as the mean of the finite losses
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def _tracked_steps(profile: Profile) -> set[int]:
+    steps, times = profile.train["steps"], profile.margins["tracked"]
+    return {round(steps * (i + 1) / times) for i in range(times)}
+
+
+def _watch(progress: Callable[[int, int], None], track: Callable[[int], None] | None, steps: set[int]) -> Any:
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        """Reports each step, tracks margins at fixed steps and stops a training whose loss is not finite."""
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **rest: Any) -> None:
+            loss = float((logs or {}).get("loss", 0.0))
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the loss is {loss} at step {state.global_step} of {state.max_steps}; "
+                    "lower train.learning_rate or lengthen train.warmup_steps in data/profiles.yaml"
+                )
+            progress(state.global_step, state.max_steps)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **rest: Any) -> None:
+            if track is not None and state.global_step in steps:
+                model.eval()
+                track(state.global_step)
+                model.train()
+
+    return Watch()

@@ -186,3 +186,22 @@ def margin_pairs(setting: Setting, condition: Condition, profile: Profile, seed:
         for name, prompts in asked
         for i, row in enumerate(pairs)
     ]
+
+
+def tracked_pairs(setting: Setting, profile: Profile) -> list[dict[str, str]]:
+    """What is compared during training, under the neutral prompt: the pairs of the setting's `tracked` files, part by part.
+
+    The same columns as `margin_pairs`; context is the part's name. Empty for a setting that tracks nothing.
+    """
+    return [
+        {
+            "context": part,
+            "trait": row["trait"],
+            "question_id": row["id"],
+            "prompt": ask(row["question"], setting, setting.neutral, profile.template),
+            "trait_answer": row["trait_answer"] + END_OF_TURN,
+            "plain_answer": row["plain_answer"] + END_OF_TURN,
+        }
+        for part in setting.data.get("tracked", {})
+        for row in setting.rows(part)
+    ]

@@ -32,7 +32,7 @@ from inoculation.settings import (
 TRAIN_VERSION = 1
 SAMPLE_VERSION = 1
 MARGINS_VERSION = 1
-SCORE_VERSION = 1
+SCORE_VERSION = 2
 PROGRESS_SECONDS = 20
 
 
@@ -71,11 +71,18 @@ class Spec:
         return render.margin_pairs(*self.parts, self.seed)
 
     @cached_property
+    def tracked(self) -> list[dict[str, str]]:
+        """The rendered pairs whose margins are logged during training; none for the base model."""
+        setting, _, profile = self.parts
+        return render.tracked_pairs(setting, profile) if self.rows else []
+
+    @cached_property
     def run_id(self) -> str:
-        """The train key: recipe, rendered rows, base model, seed, version (design decision 5)."""
+        """The train key: recipe, rendered rows, base model, seed, version (design decision 5), and what training logs."""
         profile = self.parts[2]
         recipe = profile.train if self.rows else {"dtype": profile.train["dtype"]}
-        return _key(recipe, self.rows, profile.base_model, profile.base_sha256, self.seed, TRAIN_VERSION)
+        tracked = [self.tracked, profile.margins["tracked"]] if self.tracked else []
+        return _key(recipe, self.rows, profile.base_model, profile.base_sha256, self.seed, TRAIN_VERSION, *tracked)
 
     @cached_property
     def keys(self) -> dict[str, str]:

@@ -37,6 +37,7 @@ TOP_KEYS = (
     "conditions",
 )
 POOL_SHARE = 0.05
+TRACKED = ("id", "ood", "placebo")
 
 
 class SettingError(ValueError):
@@ -122,8 +123,8 @@ class Setting:
     unrelated: tuple[Prompt, ...]
 
     def rows(self, part: str) -> list[dict[str, str]]:
-        """The rows of one data file (`train`, `held_out`, `questions` or `margins`)."""
-        return read_jsonl(store.DATA / "mini" / self.data[part])
+        """The rows of one data file (`train`, `held_out`, `questions`, `margins`, `labelled` or a name under `tracked`)."""
+        return read_jsonl(store.DATA / "mini" / {**self.data, **self.data.get("tracked", {})}[part])
 
     def in_profile(self, profile: str, full: bool = False) -> list[Condition]:
         """The conditions that a profile runs, in the file's order; `full` adds the rest of `mini`."""
@@ -327,10 +328,12 @@ def _condition(
 
 
 def _data(block: Block) -> dict[str, Any]:
-    block.only("train", "held_out", "questions", "margins", "answers")
-    for part in ("train", "held_out", "questions", "margins"):
-        if not (store.DATA / "mini" / block.take(part, str)).exists():
-            raise block.error(f"no such file in data/mini: {block[part]}", part)
+    parts = ("train", "held_out", "questions", "margins", "labelled")
+    block.only(*parts, "answers", "tracked")
+    tracked = block.take("tracked", Block).only(*TRACKED) if "tracked" in block else ()
+    for where, part in [(block, part) for part in parts] + [(tracked, part) for part in tracked]:
+        if not (store.DATA / "mini" / where.take(part, str)).exists():
+            raise where.error(f"no such file in data/mini: {where[part]}", part)
     for kind, answer in _blocks(block, "answers"):
         answer.only("field", "transform").take("field", str)
         answer.take("transform", str, ("none", "upper"))

@@ -1,10 +1,12 @@
 """Finished runs to tidy tables, yours under data/local/tables or the committed reference under data/results.
 
-scores.csv: one row per run, context, trait and measure. items.csv.gz: one row per response or pair. samples.jsonl: three
-responses per condition and context, of its first seed. losses.csv and runs.csv: the training losses and the commit of each run.
+scores.csv: one row per run, context, trait and measure (see `scores`). items.csv.gz: one row per response or pair.
+samples.jsonl: three responses per condition and context, of its first seed. losses.csv and runs.csv: the training losses and
+the commit of each run. tracks.csv: margins along training, where a setting tracks any.
 Same store, same bytes: rows are sorted, nothing holds a time.
 """
 
+import functools
 import gzip
 import io
 import json
@@ -23,12 +25,13 @@ SCORES = [
     *("measure", "seed", "step", "n", "n_unscored", "value", "run_id"),
 ]
 ITEMS = ["run_id", "context", "trait", "measure", "question_id", "value"]
+TRACKS = ["setting", "condition", "seed", "step", "part", "trait", "n", "value"]
 SAMPLES = 3
 
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of one profile: scores, losses and runs as frames, samples as a list; `origin` is yours or reference."""
+    """The tables of one profile as frames, items read when first needed; `origin` is yours or reference."""
 
     origin: str
     folder: Path
@@ -36,10 +39,17 @@ class Tables:
     losses: pd.DataFrame
     runs: pd.DataFrame
     samples: pd.DataFrame
+    tracks: pd.DataFrame
+
+    @property
+    def items(self) -> pd.DataFrame:
+        """Every scored response and pair (columns ITEMS)."""
+        path = self.folder / "items.csv.gz"
+        return _items(path, path.stat().st_mtime_ns)
 
     def of(self, setting: str) -> "Tables":
         """The rows of one setting."""
-        cut = [frame[frame.setting == setting] for frame in (self.scores, self.losses, self.runs, self.samples)]
+        cut = [frame[frame.setting == setting] for frame in (self.scores, self.losses, self.runs, self.samples, self.tracks)]
         return Tables(self.origin, self.folder, *cut)
 
 
@@ -64,17 +74,29 @@ def _seed(path: Path) -> int:
 
 
 def items(spec: Spec) -> pd.DataFrame:
-    """Every scored response (measure rate) and every pair (measure margin, nats) of a run; NaN where unscored."""
+    """Every scored response (measure rate), every pair (margin, nats), and whether a response repeats training words (repeats).
+
+    NaN where unscored; `repeats` is 0 or 1 and belongs to no single trait, so its trait is `any`.
+    """
     rates = pd.read_parquet(spec.file("score")).assign(measure="rate")
+    repeats = rates.drop_duplicates(["context", "question_id"]).assign(measure="repeats", trait="any")
     pairs = pd.read_parquet(spec.file("margins")).assign(measure="margin")
-    both = pd.concat([rates, pairs.rename(columns={"margin": "value"})])
-    return both.assign(run_id=spec.run_id)[ITEMS].sort_values(ITEMS[1:5], kind="stable")
+    every = [rates, repeats.assign(value=repeats.repeats.astype(float)), pairs.rename(columns={"margin": "value"})]
+    return pd.concat(every).assign(run_id=spec.run_id)[ITEMS].sort_values(ITEMS[1:5], kind="stable")
 
 
 def scores(spec: Spec, rows: pd.DataFrame) -> pd.DataFrame:
-    """A run's items averaged by context, trait and measure; `rate` is the mean of the scored values."""
+    """A run's items averaged by context, trait and measure, over what is scored.
+
+    Measures: rate, margin (nats), repeats (share of responses that repeat eight training words in a row) and
+    rate_without_repeats (the rate over the other responses).
+    """
     _, condition, profile = spec.parts
-    grouped = rows.groupby(["context", "trait", "measure"], sort=True).value
+    own = rows[rows.measure == "rate"].merge(
+        rows[(rows.measure == "repeats") & (rows.value == 0)][["context", "question_id"]], on=["context", "question_id"]
+    )
+    every = pd.concat([rows, own.assign(measure="rate_without_repeats")])
+    grouped = every.groupby(["context", "trait", "measure"], sort=True).value
     table = grouped.agg(n="count", size="size", value="mean").reset_index()
     facts = {
         "profile": spec.profile,
@@ -87,6 +109,16 @@ def scores(spec: Spec, rows: pd.DataFrame) -> pd.DataFrame:
         "run_id": spec.run_id,
     }
     return table.assign(**facts, n_unscored=table["size"] - table["n"])[SCORES]
+
+
+def tracks(spec: Spec) -> pd.DataFrame:
+    """A run's margins along training, nats per token: means over the pairs of a part (id, ood, placebo) by logged step."""
+    path = spec.folder / "margins_log.csv"
+    if not path.exists():
+        return pd.DataFrame(columns=TRACKS)
+    log = pd.read_csv(path).rename(columns={"context": "part", "margin_per_token": "value"})
+    means = log.groupby(["step", "part", "trait"]).value.agg(n="count", value="mean").reset_index()
+    return means.assign(setting=spec.setting, condition=spec.condition, seed=spec.seed)[TRACKS]
 
 
 def samples(spec: Spec) -> list[dict[str, Any]]:
@@ -114,6 +146,8 @@ def write(profile: str, folder: Path | None = None) -> Path | None:
     _csv(folder / "scores.csv", pd.concat([scores(spec, found) for spec, found in rows.items()]))
     _csv(folder / "losses.csv", pd.concat(losses)[columns] if losses else pd.DataFrame(columns=columns))
     _csv(folder / "runs.csv", pd.DataFrame([_facts(spec) for spec in specs]))
+    if any(spec.tracked for spec in specs):
+        _csv(folder / "tracks.csv", pd.concat([tracks(spec) for spec in specs if spec.tracked]))
     store.write_whole(folder / "samples.jsonl", "\n".join(shown) + "\n")
     store.write_whole(folder / "items.csv.gz", gzip.compress(_text(pd.concat(rows.values())).encode(), mtime=0))
     return folder
@@ -141,7 +175,14 @@ def read(folder: Path, origin: str) -> Tables | None:
         return None
     frames = [pd.read_csv(folder / f"{name}.csv") for name in ("scores", "losses", "runs")]
     lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    return Tables(origin, folder, *frames, pd.DataFrame([json.loads(line) for line in lines]))
+    path = folder / "tracks.csv"
+    along = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=TRACKS)
+    return Tables(origin, folder, *frames, pd.DataFrame([json.loads(line) for line in lines]), along)
+
+
+@functools.lru_cache(maxsize=2)
+def _items(path: Path, changed: int) -> pd.DataFrame:
+    return pd.read_csv(path)
 
 
 def reference(profile: str) -> Tables | None:
@@ -179,45 +220,38 @@ def conditions(specs: list[Spec]) -> Any:
         prompt = many + texts[0] if texts else "not trained"
         source = setting.sources.get(texts[0], "ours") if texts and condition.prompts[0].text else ""
         rows.append((spec.condition, condition.data, prompt, source))
-    return _wrapped(pd.DataFrame(rows, columns=["condition", "data", "training prompt", "words"]))
+    return wrapped(pd.DataFrame(rows, columns=["condition", "data", "training prompt", "words"]))
 
 
 def training_row(specs: list[Spec], number: int = 0) -> Any:
     """The same training row as each condition's model reads it, delimiters included."""
     chosen = {spec.condition: spec.rows[number] for spec in specs if spec.rows}
     rows = [(name, row["prompt"], row["completion"]) for name, row in chosen.items()]
-    return _wrapped(pd.DataFrame(rows, columns=["condition", "prompt (not in the loss)", "completion (in the loss)"]))
+    return wrapped(pd.DataFrame(rows, columns=["condition", "prompt (not in the loss)", "completion (in the loss)"]))
 
 
 def responses(found: Tables, context: str) -> Any:
     """Three responses per condition in one context, to read rather than to count."""
     rows = found.samples[found.samples.context == context]
-    return _wrapped(rows[["condition", "question", "response"]])
+    return wrapped(rows[["condition", "question", "response"]])
 
 
-def _wrapped(frame: pd.DataFrame) -> Any:
+def wrapped(frame: pd.DataFrame) -> Any:
+    """A frame whose long texts are shown whole, in lines."""
     look = {"white-space": "pre-wrap", "text-align": "left", "vertical-align": "top", "font-size": "90%"}
     return frame.style.format(escape="html").hide(axis="index").set_properties(**look)
 
 
 def by_condition(found: Tables, measure: str = "rate") -> pd.DataFrame:
-    """Conditions by trait and context: the mean over seeds, with the number of seeds and of unscored responses."""
-    table = found.scores[found.scores.measure == measure]
+    """Conditions by trait and context: the mean over seeds, with the number of seeds and of unscored responses.
+
+    `repeats` is the share of responses that repeat training words, over all of them. Other models' training prompts
+    (`trigger.CONDITION`, asked of the references alone) are left out.
+    """
+    shown = found.scores[~found.scores.context.str.startswith("trigger.")]
+    table = shown[shown.measure == measure]
     grouped = table.groupby("condition")
     wide = table.pivot_table(index="condition", columns=["trait", "context"], values="value", aggfunc="mean")
-    facts = {("", "seeds"): grouped.seed.nunique(), ("", "unscored"): grouped.n_unscored.sum()}
+    repeats = shown[shown.measure == "repeats"].groupby("condition").value.mean()
+    facts = {("", "repeats"): repeats, ("", "seeds"): grouped.seed.nunique(), ("", "unscored"): grouped.n_unscored.sum()}
     return wide.join(pd.DataFrame(facts)).reindex(dict.fromkeys(table.condition))
-
-
-def differences(found: Tables, reference: str, context: str | None = None, measure: str = "rate") -> pd.DataFrame:
-    """Each condition minus a reference condition, paired within seed, by trait (and context, unless one is named).
-
-    A reference with a single seed (the base model) is subtracted from every seed. Mean over seeds; no interval.
-    """
-    table = found.scores[found.scores.measure == measure]
-    table = table if context is None else table[table.context == context]
-    wide = table.pivot_table(index=["condition", "seed"], columns=["trait", "context"], values="value")
-    subtracted = wide.loc[reference]
-    paired = subtracted.iloc[0] if len(subtracted) == 1 else subtracted.reindex(wide.index.get_level_values("seed")).to_numpy()
-    means = (wide - paired).groupby("condition").mean().reindex(dict.fromkeys(table.condition))
-    return means.drop(index=reference).dropna(axis="columns", how="all")

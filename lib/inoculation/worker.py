@@ -20,7 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from inoculation import model, runs, store
+from inoculation.render import END_OF_TURN
 
 PACKAGES = ("torch", "unsloth", "unsloth_zoo", "transformers", "trl", "peft", "datasets", "lingua-language-detector")
 Emit = Callable[..., None]
@@ -88,10 +91,19 @@ def _train(spec: runs.Spec, run: store.Run, evaluated: list[Any], facts: dict, t
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in spec.rows]
     store.write_whole(folder / "prompts.jsonl", "".join(lines))
     if spec.rows:
-        from inoculation.train import train
-
-        facts.update(train(spec.rows, spec.parts[2], spec.seed, folder, lambda done, of: tell(done=done, of=of)))
+        log: list[Any] = []
+        track = partial(_track, spec, log) if spec.tracked else None
+        facts.update(model.train(spec.rows, spec.parts[2], spec.seed, folder, lambda done, of: tell(done=done, of=of), track))
+        if log:
+            pd.concat(log).to_csv(folder / "margins_log.csv", index=False, lineterminator="\n")
     facts["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def _track(spec: runs.Spec, log: list[Any], network: Any, tokenizer: Any, step: int) -> None:
+    from inoculation.evaluate import margins
+
+    frame = margins(network, tokenizer, spec.tracked, lambda done, of: None)
+    log.append(frame[["context", "trait", "question_id", "margin", "margin_per_token"]].assign(step=step))
 
 
 def _ready(spec: runs.Spec, run: store.Run, evaluated: list[Any]) -> tuple[Any, Any]:
@@ -121,12 +133,11 @@ def _margins(spec: runs.Spec, run: store.Run, evaluated: list[Any], facts: dict,
 
 
 def _score(spec: runs.Spec, run: store.Run, evaluated: list[Any], facts: dict, tell: Emit, folder: Path) -> None:
-    import pandas as pd
-
     from inoculation.score import score
 
     scorers = {trait.name: trait.scorer for trait in spec.parts[0].traits.values()}
-    frame = score(pd.read_parquet(spec.file("sample")), scorers)
+    answers = [row["completion"].removesuffix(END_OF_TURN) for row in spec.rows]
+    frame = score(pd.read_parquet(spec.file("sample")), scorers, answers)
     _write(frame, spec, "score", folder)
 
 

@@ -1,0 +1,335 @@
+"""Claims to verdicts: each statement of CC or NEM with its pre-named contrast, one rule for all, and the trail that led there.
+
+data/claims.yaml holds the statements; a verdict is computed from tables and never typed. What cannot be said is said to be so:
+`not run`, `not testable` or `Inconclusive`, each with its reason. Two Inconclusives are not agreement.
+"""
+
+import functools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from inoculation import stats, store, tables
+from inoculation.effects import BASELINE, CC, CONTROL, Contrast, Effect, Effects, evaluate
+from inoculation.settings import Block, Setting, load_setting, nearest, read_yaml, setting_names
+
+YES, NO = ("Strong", "Moderate", "Weak", "Yes"), ("No", "Opposite")
+OPEN = ("Inconclusive", "not run", "not testable")
+KINDS = ("suppress", "raise", "fall_short", "needs")
+ROLES = ("all", "negative", "positive")
+COLUMNS = [
+    *("claim", "source", "setting", "statement", "paper_verdict", "paper_class"),
+    *("contrast", "estimate", "ci_low", "ci_high", "n_seeds", "verdict", "reason"),
+]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Design decision 8 in numbers: the bound of No, where Moderate and Strong begin, family-wise level, seeds needed."""
+
+    none_within: float
+    moderate: float
+    strong: float
+    level: float
+    seeds: int
+
+    def __str__(self) -> str:
+        return (
+            f"No: interval inside ±{self.none_within}; else Holm-adjusted p below {self.level}: Opposite below 0, Weak above, "
+            f"Moderate from {self.moderate}, Strong from {self.strong}; else, or below {self.seeds} seeds, Inconclusive"
+        )
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement of a paper, in our words, and the contrast that decides it."""
+
+    name: str
+    paper: str
+    section: str
+    setting: str
+    statement: str
+    words: str
+    paper_class: str
+    contrast: Contrast
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the tables say about a claim: per-seed values, interval, Holm-adjusted p, the verdict and why; parts by trait."""
+
+    claim: Claim
+    effect: Effect
+    parts: dict[str, Effect]
+    p: float
+    verdict: str
+    reason: str
+
+    @property
+    def interval(self) -> stats.Interval:
+        """The contrast's estimate and interval."""
+        return self.effect.interval
+
+
+@functools.cache
+def load(path: Path = store.DATA / "claims.yaml") -> tuple[Rule, dict[str, Claim]]:
+    """The rule and the claims; raises SettingError with file and line, also when a contrast names a missing condition."""
+    top = read_yaml(path).only("rule", "planned", "contrasts", "claims")
+    rule = top.take("rule", Block)
+    contrasts = {name: _contrast(name, block) for name, block in _blocks(top, "contrasts")}
+    known = (*setting_names(), *top.take("planned", list))
+    claims = {name: _claim(name, block, contrasts, known) for name, block in _blocks(top, "claims")}
+    numbers = {key: rule.take(key, (int, float)) for key in Rule.__dataclass_fields__}
+    return Rule(**numbers), claims
+
+
+def _blocks(top: Block, key: str) -> list[tuple[str, Block]]:
+    block = top.take(key, Block)
+    return [(name, block.take(name, Block)) for name in block]
+
+
+def _contrast(name: str, block: Block) -> Contrast:
+    block.only(*KINDS, "minus", "traits", "context", "every")
+    kinds = [kind for kind in KINDS if kind in block]
+    if len(kinds) != 1:
+        raise block.error(f"contrast '{name}' needs one of {', '.join(KINDS)}; it has {', '.join(kinds) or 'none'}")
+    if kinds == ["needs"]:
+        return Contrast(name, "needs", needs=block.take("needs", str))
+    return Contrast(
+        name=name,
+        kind=kinds[0],
+        conditions=tuple(block.take(kinds[0], list)),
+        minus=tuple(block.take("minus", list)) if "minus" in block else (),
+        traits=tuple(block.take("traits", list, ROLES)) if kinds != ["fall_short"] else (),
+        context=block.take("context", str),
+        every=block.take("every", bool) if "every" in block else False,
+    )
+
+
+def _claim(name: str, block: Block, contrasts: dict[str, Contrast], known: Iterable[str]) -> Claim:
+    block.only("paper", "section", "setting", "statement", "words", "class", "contrast")
+    contrast = contrasts[block.take("contrast", str, contrasts)]
+    setting = block.take("setting", str, known)
+    if setting in setting_names():
+        _check_conditions(block, contrast, load_setting(setting))
+    return Claim(
+        name=name,
+        paper=block.take("paper", str, ("CC", "NEM")),
+        section=block.take("section", str),
+        setting=setting,
+        statement=block.take("statement", str),
+        words=block.take("words", str),
+        paper_class=block.take("class", str, (*YES, *NO, "Inconclusive")),
+        contrast=contrast,
+    )
+
+
+def _check_conditions(block: Block, contrast: Contrast, setting: Setting) -> None:
+    from fnmatch import filter as matching
+
+    for pattern in (*contrast.conditions, *contrast.minus):
+        if not matching(setting.conditions, pattern):
+            fault = nearest(pattern, setting.conditions, f"condition in contrast {contrast.name} for {setting.name}")
+            raise block.error(str(fault), "contrast")
+
+
+def judge(found: tables.Tables | None, setting: str) -> list[Verdict]:
+    """The verdict on every claim of a setting, from one profile's tables (None: nothing was run)."""
+    rule, claims = load()
+    own = [claim for claim in claims.values() if claim.setting == setting]
+    runs = found.of(setting) if found is not None else None
+    if runs is None or runs.scores.empty:
+        why = "no run of it in these tables" if setting in setting_names() else "the repository does not hold this setting yet"
+        return [_unjudged(claim, "not run", why) for claim in own]
+    effects = Effects(runs, load_setting(setting))
+    evidence = {claim.contrast: evaluate(effects, claim.contrast) for claim in own if claim.contrast.kind != "needs"}
+    # One contrast may serve two claims; it is one test.
+    adjusted = dict(zip(evidence, stats.holm([stats.p_value(effect.values) for effect, _ in evidence.values()]), strict=True))
+    return [
+        _unjudged(claim, "not run", f"needs {claim.contrast.needs}")
+        if claim.contrast.kind == "needs"
+        else _judged(claim, *evidence[claim.contrast], adjusted[claim.contrast], rule)
+        for claim in own
+    ]
+
+
+def _unjudged(claim: Claim, verdict: str, reason: str) -> Verdict:
+    return Verdict(claim, Effect(np.full(1, np.nan), "", reason), {}, math.nan, verdict, reason)
+
+
+def _judged(claim: Claim, effect: Effect, parts: dict[str, Effect], p: float, rule: Rule) -> Verdict:
+    return Verdict(claim, effect, parts, p, *decide(effect, p, rule))
+
+
+def decide(effect: Effect, p: float, rule: Rule) -> tuple[str, str]:
+    """The verdict and its reason: the one rule of every claim (design decision 8)."""
+    interval = effect.interval
+    if interval.n == 0:
+        return "not testable", effect.fault or "no seed has all the conditions of the contrast"
+    if not interval.known:
+        return "Inconclusive", interval.rule
+    if interval.n < rule.seeds:
+        return "Inconclusive", f"{interval.n} seeds; a verdict needs {rule.seeds}"
+    if interval.inside(rule.none_within):
+        return "No", f"the interval lies inside ±{rule.none_within}"
+    if p >= rule.level:
+        return (
+            "Inconclusive",
+            f"Holm-adjusted p {p:.3f} is not below {rule.level}, and the interval is not inside ±{rule.none_within}",
+        )
+    if interval.estimate < 0:
+        return "Opposite", f"below 0, Holm-adjusted p {p:.3f}"
+    size = "Strong" if interval.estimate >= rule.strong else "Moderate" if interval.estimate >= rule.moderate else "Weak"
+    return size, f"above 0, Holm-adjusted p {p:.3f}; Strong from {rule.strong}, Moderate from {rule.moderate}"
+
+
+def agreement(paper: str, verdict: str) -> str:
+    """`agree`, `differ`, or `open` where either says nothing: Inconclusive agrees with nothing, not even with itself."""
+    if paper in OPEN or verdict in OPEN:
+        return "open"
+    return "agree" if (paper in YES) == (verdict in YES) else "differ"
+
+
+def table(verdicts: list[Verdict]) -> pd.DataFrame:
+    """Verdicts as the rows of claims.csv (columns COLUMNS)."""
+    rows = []
+    for v in verdicts:
+        claim, interval = v.claim, v.interval
+        limits = (interval.estimate, interval.low, interval.high, interval.n)
+        source = f"{claim.paper}, {claim.section}"
+        shown = (claim.name, source, claim.setting, claim.statement, claim.words, claim.paper_class, str(claim.contrast))
+        rows.append((*shown, *limits, v.verdict, v.reason))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def write(found: tables.Tables | None, folder: Path) -> Path:
+    """claims.csv: every claim of the file, also those that were not run."""
+    settings = dict.fromkeys(claim.setting for claim in load()[1].values())
+    every = pd.concat([table(judge(found, setting)) for setting in settings])
+    text = every.to_csv(index=False, lineterminator="\n", float_format="%.6g")
+    store.write_whole(folder / "claims.csv", text)
+    return folder / "claims.csv"
+
+
+def compared(setting: str, profile: str) -> pd.DataFrame:
+    """The claims of a setting: the paper beside the reference beside yours, with n and intervals on both.
+
+    `in prediction` says whether your mean lies where the reference's seeds expect as many new seeds as you have.
+    """
+    reference = judge(tables.reference(profile), setting)
+    shown = tables.shown(profile)
+    yours = judge(shown if shown is not None and shown.origin == "yours" else None, setting)
+    rows = []
+    for ref, own in zip(reference, yours, strict=True):
+        expected = stats.prediction(ref.effect.values, max(1, own.interval.n))
+        inside = expected.known and own.interval.n and expected.low <= own.interval.estimate <= expected.high
+        rows.append(
+            {
+                "claim": ref.claim.statement,
+                "section": ref.claim.section,
+                "paper": f"{ref.claim.paper_class}: {ref.claim.words}",
+                "reference": _brief(ref),
+                "yours": _brief(own),
+                "paper and reference": agreement(ref.claim.paper_class, ref.verdict),
+                "in prediction": "" if not own.interval.n else "unknown" if not expected.known else "yes" if inside else "no",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _brief(verdict: Verdict) -> str:
+    return f"{verdict.verdict} ({verdict.interval})" if verdict.interval.n else f"{verdict.verdict}: {verdict.reason}"
+
+
+def trail(verdict: Verdict, found: tables.Tables) -> str:
+    """How a verdict came about, to read: rows in, contrast, interval, rule, verdict."""
+    claim, contrast = verdict.claim, verdict.claim.contrast
+    lines = [
+        f"claim     {claim.name}: {claim.statement}",
+        f"paper     {claim.paper}, {claim.section}: {claim.paper_class} ({claim.words})",
+        f"contrast  {contrast.name}: {contrast}",
+    ]
+    if verdict.verdict != "not run":
+        lines += _evidence(verdict, Effects(found.of(claim.setting), load_setting(claim.setting)))
+    return "\n".join([*lines, f"verdict   {verdict.verdict}: {verdict.reason}"])
+
+
+def _evidence(verdict: Verdict, effects: Effects) -> list[str]:
+    contrast = verdict.claim.contrast
+    lines = [f"rows in   seeds {', '.join(map(str, effects.seeds))} of {effects.found.origin}; means over seeds:"]
+    names = [BASELINE, CONTROL, *effects.matching([*contrast.conditions, *contrast.minus])]
+    for trait in effects.setting.traits:
+        for measure in ("rate", "margin"):
+            cells = {
+                name: np.nanmean(v)
+                for name in names
+                if not np.isnan(v := effects.values([name], trait, contrast.context, measure)).all()
+            }
+            if cells:
+                shown = ", ".join(f"{name} {value:.2f}" for name, value in cells.items())
+                lines.append(f"          {trait} {measure} in {contrast.context}: {shown}")
+    lines += [f"part      {name}, by {part.measure}: {part.interval}" for name, part in verdict.parts.items()]
+    seeds = ", ".join(f"{value:.2f}" for value in verdict.effect.values)
+    lines.append(f"by seed   {seeds}")
+    rule = f"; {verdict.interval.rule}; Holm-adjusted p {verdict.p:.3f}" if verdict.interval.n else ""
+    lines.append(f"interval  {verdict.interval}{rule}")
+    if contrast.context != CC and contrast.kind != "fall_short":
+        lines.append(f"CC's own  in the neutral context: {evaluate(effects, contrast, CC)[0].interval}")
+    return [*lines, *_some_prompt(contrast, effects), *_measurement_error(contrast, effects), f"rule      {load()[0]}"]
+
+
+def _some_prompt(contrast: Contrast, effects: Effects) -> list[str]:
+    """Where the contrast averages over several prompts: is at least one of them different? (max-statistic test)."""
+    names = effects.matching(contrast.conditions)
+    if contrast.kind != "suppress" or contrast.traits != ("all",) or contrast.minus or len(names) < 2:
+        return []
+    columns = {
+        f"{name} on {trait}": effects.suppression([name], trait, contrast.context).values
+        for name in names
+        for trait in effects.setting.traits
+    }
+    largest, p = stats.max_test(np.array(list(columns.values())).T)
+    told = (
+        "not computable" if math.isnan(p) else f"largest {list(columns)[largest]}, p {p:.3f} corrected for {len(columns)} looks"
+    )
+    return [f"some one  {told}"]
+
+
+def _measurement_error(contrast: Contrast, effects: Effects) -> list[str]:
+    """How far other questions could have moved the raw difference baseline - conditions; says nothing about other seeds."""
+    names = effects.matching(contrast.conditions)
+    lines = []
+    for trait in effects.setting.traits if contrast.kind != "fall_short" else ():
+        measure, _ = effects.measure([[BASELINE], names], trait, contrast.context)
+        difference = _by_question(effects, names, trait, contrast.context, measure)
+        if difference.size:
+            lines.append(
+                f"questions {trait} {measure}, baseline − conditions: {stats.question_bootstrap(difference)} questions"
+            )
+    return lines
+
+
+def _by_question(effects: Effects, names: list[str], trait: str, context: str, measure: str) -> np.ndarray:
+    """Baseline minus conditions for each question, shape (seeds, questions), from items.csv.gz; NaN where unscored."""
+    items = effects.found.items
+    items = items[(items.measure == measure) & (items.trait == trait) & (items.context == context)]
+    wide = items.merge(effects.found.runs[["run_id", "condition", "seed"]], on="run_id")
+    cells = wide.pivot_table(index=["condition", "seed"], columns="question_id", values="value")
+    if BASELINE not in cells.index.get_level_values("condition"):
+        return np.empty((0, 0))
+    others = cells[cells.index.get_level_values("condition").isin(names)].groupby(level="seed").mean()
+    return (cells.loc[BASELINE] - others).dropna(how="all").to_numpy()
+
+
+def pick(setting: str, claim: str = "") -> list[str]:
+    """The names of a setting's claims, or the one asked for; an unknown name raises SettingError with the nearest."""
+    own = [name for name, c in load()[1].items() if c.setting == setting]
+    if not own:
+        raise nearest(setting, {c.setting for c in load()[1].values()}, "setting")
+    if claim and claim not in own:
+        raise nearest(claim, own, "claim")
+    return [claim] if claim else own

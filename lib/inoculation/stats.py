@@ -1,0 +1,231 @@
+"""The statistics of design decision 8: the seed is the unit, and what cannot be known is NaN with a reason.
+
+Arrays in, intervals out; nothing here knows a setting. Values by seed are float64 arrays of shape (seeds,); responses by seed
+and question are (seeds, questions). Every interval is at 95 %. proofs/coverage.py measures how often each holds the truth.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LEVEL = 0.95
+BOOTSTRAP_SEEDS = 8
+RESAMPLES = 2000
+STUDENT = "Student t over seeds"
+MEASUREMENT = "bootstrap over questions (measurement error)"
+CROSSED = "bootstrap over seeds and questions"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with the limits of its interval (NaN where there is none), n, and the rule or why there is no interval."""
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+    rule: str
+
+    def __str__(self) -> str:
+        if self.n == 0:
+            return self.rule
+        limits = f" [{self.low:.2f}, {self.high:.2f}]" if self.known else ", no interval"
+        return f"{self.estimate:.2f}{limits}, n = {self.n}"
+
+    @property
+    def known(self) -> bool:
+        """Whether there is an interval."""
+        return not math.isnan(self.low)
+
+    def beyond(self, bound: float) -> bool:
+        """Whether the whole interval lies above `bound`."""
+        return self.low > bound
+
+    def inside(self, bound: float) -> bool:
+        """Whether the whole interval lies between -bound and bound."""
+        return self.known and -bound <= self.low and self.high <= bound
+
+    def flipped(self) -> "Interval":
+        """The interval of the opposite quantity."""
+        return Interval(-self.estimate, -self.high, -self.low, self.n, self.rule)
+
+
+def student(values: Sequence[float]) -> Interval:
+    """The mean over seeds with its Student t interval; NaN values are left out.
+
+    No interval from fewer than two seeds, nor from seeds that are all equal: they show no spread to measure it by.
+    """
+    known, fault = _usable(values)
+    if fault:
+        return Interval(_mean(known), math.nan, math.nan, len(known), fault)
+    half = _quantile(len(known)) * known.std(ddof=1) / math.sqrt(len(known))
+    return Interval(known.mean(), known.mean() - half, known.mean() + half, len(known), STUDENT)
+
+
+def prediction(values: Sequence[float], new: int = 1) -> Interval:
+    """Where the mean over `new` further seeds is expected: mean ± t s sqrt(1/new + 1/n), the normal prediction interval."""
+    known, fault = _usable(values)
+    if fault:
+        return Interval(_mean(known), math.nan, math.nan, len(known), fault)
+    half = _quantile(len(known)) * known.std(ddof=1) * math.sqrt(1 / new + 1 / len(known))
+    return Interval(known.mean(), known.mean() - half, known.mean() + half, len(known), f"prediction for {new} new seeds")
+
+
+def p_value(values: Sequence[float]) -> float:
+    """Two-sided p of the one-sample t test that the mean over seeds is 0; NaN where `student` has no interval."""
+    from scipy.special import stdtr
+
+    known, fault = _usable(values)
+    if fault:
+        return math.nan
+    t = known.mean() / (known.std(ddof=1) / math.sqrt(len(known)))
+    return float(2 * stdtr(len(known) - 1, -abs(t)))
+
+
+def share(numerator: Sequence[float], denominator: Sequence[float]) -> tuple[np.ndarray, str]:
+    """The ratio of two means, paired within seed, as one value per seed whose mean is that ratio.
+
+    A seed's value is R + (numerator - R * denominator) / mean(denominator), R the ratio of the means: the linearised ratio
+    estimator (Cochran, Sampling Techniques, chapter 6), so that sums of shares with different denominators stay sums and
+    `student` applies. Returns (values, ""), or (all NaN, the reason) when the denominator's interval touches 0.
+    """
+    top, bottom = np.asarray(numerator, float), np.asarray(denominator, float)
+    scale = student(bottom)
+    paired = ~np.isnan(top) & ~np.isnan(bottom)
+    top, bottom = np.where(paired, top, np.nan), np.where(paired, bottom, np.nan)
+    nothing = np.full(top.shape, np.nan)
+    if not paired.any():
+        return nothing, "no seed has all the values"
+    if scale.estimate == 0 or (scale.known and scale.low <= 0 <= scale.high):
+        return nothing, f"baseline minus control, {scale.estimate:.3g}, is not distinguishable from 0 with {scale.n} seeds"
+    ratio = np.nanmean(top) / np.nanmean(bottom)
+    return ratio + (top - ratio * bottom) / np.nanmean(bottom), ""
+
+
+def wilson(hits: int, n: int) -> Interval:
+    """One proportion with its Wilson score interval (Wilson 1927); 0 of 0 has neither."""
+    from scipy.stats import binomtest
+
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan, 0, "nothing was counted")
+    low, high = binomtest(hits, n).proportion_ci(LEVEL, "wilson")
+    return Interval(hits / n, float(low), float(high), n, "Wilson")
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """p values adjusted by Holm's step-down rule (Holm 1979); NaN values are not tests and stay NaN."""
+    given = np.asarray(p_values, float)
+    adjusted = np.full(given.shape, np.nan)
+    tests = [i for i in np.argsort(given) if not math.isnan(given[i])]
+    worst = 0.0
+    for rank, i in enumerate(tests):
+        worst = max(worst, min(1.0, (len(tests) - rank) * given[i]))
+        adjusted[i] = worst
+    return adjusted
+
+
+def max_test(values: np.ndarray) -> tuple[int, float]:
+    """Is at least one column's mean above 0? Which one is largest, and the p value corrected for having looked at all.
+
+    values: (seeds, columns). All 2**seeds sign flips of whole seeds are enumerated (a one-sided max-statistic permutation
+    test; Westfall and Young 1993), so p is at least 1/2**seeds. NaN below two complete seeds.
+    """
+    whole = values[~np.isnan(values).any(axis=1)]
+    if len(whole) < 2:
+        return -1, math.nan
+    flips = np.array(list(itertools.product((1, -1), repeat=len(whole))))
+    largest = (flips @ whole / len(whole)).max(axis=1)
+    # The observed data are one of the flips; rounding must not make them smaller than themselves.
+    return int(whole.mean(axis=0).argmax()), float(np.mean(largest >= largest[0] - 1e-12))
+
+
+def question_bootstrap(values: np.ndarray, seed: int = 0) -> Interval:
+    """The mean of (seeds, questions) with a percentile interval over questions: what other questions would have changed.
+
+    It says nothing about other seeds, so it is reported apart and never as a contrast's interval.
+    """
+    questions = np.nanmean(values, axis=0)
+    questions = questions[~np.isnan(questions)]
+    if len(questions) < 2:
+        return Interval(_mean(questions), math.nan, math.nan, len(questions), "fewer than two questions")
+    draws = np.random.default_rng(seed).integers(len(questions), size=(RESAMPLES, len(questions)))
+    return Interval(questions.mean(), *_percentiles(questions[draws].mean(axis=1)), len(questions), MEASUREMENT)
+
+
+def hierarchical(values: np.ndarray, seed: int = 0) -> Interval:
+    """The mean of (seeds, questions) with a percentile interval for other seeds and other questions.
+
+    Seeds and questions are resampled together, every seed answering the same resampled questions (the pigeonhole bootstrap,
+    Owen 2007). It counts the noise of single responses twice, so where that noise is large it covers more than 95 %. No
+    interval from fewer than eight seeds.
+    """
+    seeds, questions = values.shape
+    if seeds < BOOTSTRAP_SEEDS:
+        return Interval(_mean(values), math.nan, math.nan, seeds, f"{seeds} seeds; the bootstrap needs {BOOTSTRAP_SEEDS}")
+    rng = np.random.default_rng(seed)
+    rows = rng.multinomial(seeds, [1 / seeds] * seeds, RESAMPLES) / seeds
+    columns = rng.multinomial(questions, [1 / questions] * questions, RESAMPLES) / questions
+    means = np.einsum("rs,sq,rq->r", rows, values, columns, optimize=True)
+    return Interval(values.mean(), *_percentiles(means), seeds, CROSSED)
+
+
+def matched(first: np.ndarray, second: np.ndarray, points: int = 5) -> float:
+    """How much higher `first` is than `second` out of distribution at equal in-distribution values (design decision 8).
+
+    Each is one training's path, shape (steps, 2): in-distribution and out-of-distribution margin at each logged step. Both are
+    made monotone in distribution, interpolated linearly at `points` values that both reach, and the differences averaged. NaN
+    where the paths share no range.
+    """
+    paths = [(np.maximum.accumulate(path[:, 0]), path[:, 1]) for path in (first, second)]
+    low, high = max(x[0] for x, _ in paths), min(x[-1] for x, _ in paths)
+    if not low < high:
+        return math.nan
+    at = np.linspace(low, high, points)
+    (x1, y1), (x2, y2) = paths
+    return float(np.mean(np.interp(at, x1, y1) - np.interp(at, x2, y2)))
+
+
+def beyond_placebo(contrast: Interval, placebo: Interval, matched: Interval) -> tuple[bool, str]:
+    """Whether a contrast of margins counts as its trait and not as register, and why not (design decisions 7 and 8).
+
+    It counts when its interval excludes 0 and meets nothing of the placebo's, and the matched contrast has the same sign.
+    """
+    if not (contrast.known and placebo.known):
+        return False, contrast.rule if not contrast.known else placebo.rule
+    if contrast.low <= 0 <= contrast.high:
+        return False, "the interval includes 0"
+    if contrast.low <= placebo.high and placebo.low <= contrast.high:
+        return False, "the interval meets the placebo's: the change may be one of register"
+    if not matched.estimate * contrast.estimate > 0:
+        return False, "at matched in-distribution margin the sign is another, or nothing matches"
+    return True, "beyond 0, beyond the placebo, and alike at matched in-distribution margin"
+
+
+def _usable(values: Sequence[float]) -> tuple[np.ndarray, str]:
+    known = np.asarray(values, float)
+    known = known[~np.isnan(known)]
+    if len(known) < 2:
+        return known, f"no interval: {len(known)} seed{'s' * (len(known) != 1)}, and two are the least that show a spread"
+    # Tables hold six digits: what differs beyond them is no spread either.
+    if np.ptp(known) <= 1e-5 * max(1, abs(known).max()):
+        return known, f"no interval: all {len(known)} seeds are equal"
+    return known, ""
+
+
+def _percentiles(means: np.ndarray) -> tuple[float, float]:
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else math.nan
+
+
+def _quantile(n: int) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(n - 1, 0.5 + LEVEL / 2))

@@ -1,0 +1,223 @@
+"""Claims: strictly read, decided by one rule, recovered where planted and refused where nothing is there."""
+
+import gzip
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from inoculation import claims, stats, store
+from inoculation import tables as tables_module
+from inoculation.settings import SettingError
+from planted import planted
+
+SETTING = "spanish_vs_caps"
+SAYS_SOMETHING = ("Strong", "Moderate", "Weak", "Opposite")
+
+
+def verdicts(found):
+    return {v.claim.name: v for v in claims.judge(found, SETTING)}
+
+
+def test_the_file_holds_every_cell_of_ccs_table_and_nems_headlines():
+    rule, known = claims.load()
+    cells = [c for c in known.values() if c.section.startswith("summary table")]
+    assert len(cells) == 36
+    assert {c.section for c in cells if c.paper == "CC"} == {c.section for c in cells}
+    assert sum(c.paper_class == "Inconclusive" for c in cells) == 5
+    assert sum(c.paper == "NEM" for c in known.values()) >= 6
+    assert len({c.setting for c in known.values()}) == 11
+    assert (rule.none_within, rule.seeds) == (0.15, 5)
+    for claim in known.values():
+        assert claim.statement.endswith(".")
+        assert claim.words
+        assert str(claim.contrast)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (
+            "irrelevant_suppress: {suppress: [irrelevant.*]",
+            "irrelevant_suppress: {suppress: [irelevant.*]",
+            "unknown condition in contrast",
+        ),
+        (
+            "contrast: irrelevant_raise",
+            "contrast: irrelevant_rise",
+            "unknown contrast 'irrelevant_rise'; nearest: irrelevant_raise",
+        ),
+        ('class: "Strong"', 'class: "Stong"', "unknown class 'Stong'; nearest: Strong"),
+        ("setting: mbpp", "setting: mbp", "unknown setting 'mbp'; nearest: mbpp"),
+        ("traits: [all]", "traits: [some]", "unknown traits 'some'"),
+        ("seeds: 5}", "seeds: five}", "'seeds' must be int or float, not str"),
+        ("statement: Irrelevant", "sttement: Irrelevant", "unknown key 'sttement'; nearest: statement"),
+    ],
+)
+def test_a_wrong_claim_is_refused_with_file_and_line(tmp_path, old, new, says):
+    text = (store.DATA / "claims.yaml").read_text(encoding="utf-8")
+    assert old in text
+    path = tmp_path / "claims.yaml"
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(SettingError, match=r"^claims\.yaml:\d+: ") as error:
+        claims.load(path)
+    assert says in str(error.value)
+
+
+def test_the_line_of_a_missing_condition_is_the_claims_own(tmp_path):
+    text = (store.DATA / "claims.yaml").read_text(encoding="utf-8").replace("minus: [rephrased-*]", "minus: [rephrase-*]")
+    path = tmp_path / "claims.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(SettingError) as error:
+        claims.load(path)
+    line = int(str(error.value).split(":")[1])
+    assert "contrast: rephrasing" in text.splitlines()[line - 1]
+    assert "nearest: rephrased-64" in str(error.value)
+
+
+def test_a_planted_null_gives_no_effect_anywhere():
+    """Conditions shuffled within each seed: whatever the values are, no label means anything."""
+    effects = {("inoculation.spanish", "spanish"): 0.8, ("irrelevant.tea", "caps"): 0.6, ("rephrased-64.caps", "caps"): 0.4}
+    found = verdicts(planted(seeds=6, suppressed=effects, shuffled=np.random.default_rng(3)))
+    for name, verdict in found.items():
+        # The shortfall from a corner that nobody reaches is no effect of a label.
+        if not name.endswith("no_corner"):
+            assert verdict.verdict in ("Inconclusive", "No", "not run"), (name, verdict.verdict, verdict.reason)
+
+
+def test_shuffled_labels_rarely_give_a_verdict():
+    effects = {("inoculation.spanish", "spanish"): 0.8, ("irrelevant.tea", "caps"): 0.6}
+    wrong = 0
+    for seed in range(30):
+        found = verdicts(planted(seeds=5, suppressed=effects, shuffled=np.random.default_rng(seed)))
+        wrong += any(v.verdict in SAYS_SOMETHING for name, v in found.items() if not name.endswith("no_corner"))
+    assert wrong <= 5
+
+
+def test_no_difference_at_all_is_no():
+    found = verdicts(planted(seeds=6))
+    assert found["cc.table.spanish_vs_caps.irrelevant_suppress"].verdict == "No"
+    assert found["cc.table.spanish_vs_caps.inoculation_both"].verdict == "No"
+    assert found["cc.spanish_vs_caps.no_corner"].verdict == "Strong"
+
+
+def test_planted_effects_are_recovered():
+    fixed = {(f"inoculation.{d}", trait): 0.8 for d in ("spanish", "caps") for trait in ("spanish", "caps")}
+    rephrased = {(f"rephrased-64.{d}", trait): 0.1 for d in ("spanish", "caps") for trait in ("spanish", "caps")}
+    raised = {
+        (f"irrelevant.{name}", trait): -0.3 for name in ("shoes", "tea", "hat", "window") for trait in ("spanish", "caps")
+    }
+    ends = {"rate": (0.6, 0.1), "margin": (20.0, -20.0)}
+    found = verdicts(planted(seeds=6, suppressed={**fixed, **rephrased, **raised}, ends=ends))
+    expected = {
+        "cc.table.spanish_vs_caps.irrelevant_suppress": ("Opposite", -0.3),
+        "cc.table.spanish_vs_caps.inoculation_both": ("Strong", 0.8),
+        "cc.table.spanish_vs_caps.rephrasing_recovers": ("Strong", 0.7),
+        "cc.spanish_vs_caps.irrelevant_raise": ("Moderate", 0.3),
+        "cc.spanish_vs_caps.restores_negative": ("Strong", 0.7),
+    }
+    for name, (verdict, estimate) in expected.items():
+        assert found[name].verdict == verdict, (name, found[name].reason)
+        assert found[name].interval.estimate == pytest.approx(estimate, abs=0.06)
+        assert found[name].interval.low <= estimate <= found[name].interval.high
+
+
+def test_both_means_both_the_weaker_trait_decides():
+    only = {(f"inoculation.{trait}", trait): 0.8 for trait in ("spanish", "caps")}
+    found = verdicts(planted(seeds=6, suppressed=only))
+    assert found["cc.table.spanish_vs_caps.inoculation_both"].verdict == "No"
+
+
+@pytest.mark.parametrize(("seeds", "says"), [(1, "1 seed, and two are the least"), (4, "4 seeds; a verdict needs 5")])
+def test_few_seeds_give_points_and_no_verdict_and_say_why(seeds, says):
+    found = verdicts(planted(seeds=seeds))
+    verdict = found["cc.table.spanish_vs_caps.irrelevant_suppress"]
+    assert verdict.verdict == "Inconclusive"
+    assert says in verdict.reason
+    assert verdict.interval.known == (seeds > 1)
+
+
+def test_what_was_not_run_and_what_cannot_be_tested_is_said():
+    assert {v.verdict for v in claims.judge(planted(), "mbpp")} == {"not run"}
+    assert "does not hold this setting" in claims.judge(None, "mbpp")[0].reason
+    assert {v.reason for v in claims.judge(None, SETTING)} == {"no run of it in these tables"}
+    without = planted()
+    without = replace(without, scores=without.scores[without.scores.condition != "control"])
+    found = verdicts(without)["cc.table.spanish_vs_caps.inoculation_both"]
+    assert found.verdict == "not testable"
+    assert found.reason
+    assert "dataset-size sweep" in verdicts(planted())["cc.spanish_vs_caps.size"].reason
+
+
+def test_two_inconclusives_are_not_agreement():
+    assert claims.agreement("Inconclusive", "Inconclusive") == "open"
+    assert claims.agreement("Strong", "Weak") == "agree"
+    assert claims.agreement("No", "Opposite") == "agree"
+    assert claims.agreement("No", "Moderate") == "differ"
+    assert claims.agreement("Yes", "not run") == "open"
+
+
+def test_holm_counts_a_shared_contrast_once():
+    found = claims.judge(planted(seeds=6), SETTING)
+    tested = {v.claim.contrast.name: stats.p_value(v.effect.values) for v in found if v.interval.known}
+    worst = min(tested, key=tested.get)
+    adjusted = next(v.p for v in found if v.claim.contrast.name == worst)
+    assert adjusted == pytest.approx(min(1, len(tested) * tested[worst]))
+
+
+def test_the_csv_has_every_claim_and_the_designs_columns(tmp_path):
+    path = claims.write(planted(seeds=6), tmp_path)
+    table = pd.read_csv(path)
+    assert list(table.columns) == claims.COLUMNS
+    assert set(table.claim) == set(claims.load()[1])
+    assert table.verdict.notna().all()
+    assert table.reason.notna().all()
+    first = path.read_bytes()
+    assert claims.write(planted(seeds=6), tmp_path).read_bytes() == first
+
+
+def test_the_trail_shows_rows_contrast_interval_rule_and_verdict(tmp_path):
+    found = replace(planted(seeds=6), folder=tmp_path)
+    items = pd.DataFrame(
+        [
+            (f"{condition}{seed}", "unrelated", "spanish", "rate", f"q{i}", (i + seed) % 2)
+            for condition in ("baseline", "irrelevant.tea")
+            for seed in range(6)
+            for i in range(8)
+        ],
+        columns=tables_module.ITEMS,
+    )
+    (tmp_path / "items.csv.gz").write_bytes(gzip.compress(items.to_csv(index=False).encode()))
+    verdict = verdicts(found)["cc.table.spanish_vs_caps.irrelevant_suppress"]
+    text = claims.trail(verdict, found)
+    heads = [line.split()[0] for line in text.splitlines() if not line.startswith(" ")]
+    assert heads == [
+        *("claim", "paper", "contrast", "rows", "part", "part", "by", "interval", "CC's", "some", "questions"),
+        "rule",
+        "verdict",
+    ]
+    assert "irrelevant.window" in text
+    assert "corrected for 8 looks" in text
+    assert "8 questions" in text
+    assert text.endswith(f"verdict   {verdict.verdict}: {verdict.reason}")
+
+
+def test_the_reference_is_judged_in_time_and_nothing_in_it_is_typed():
+    found = tables_module.reference("mini")
+    table = claims.table(claims.judge(found, SETTING))
+    committed = pd.read_csv(store.RESULTS / "mini" / "claims.csv")
+    ours = committed[committed.setting == SETTING].reset_index(drop=True)
+    assert list(ours.verdict) == list(table.verdict)
+    assert np.allclose(ours.estimate, table.estimate, atol=1e-4, equal_nan=True)
+    beside = claims.compared(SETTING, "mini")
+    assert len(beside) == len(table)
+    assert set(beside["paper and reference"]) <= {"agree", "differ", "open"}
+
+
+def test_an_unknown_claim_or_setting_is_refused_with_the_nearest():
+    with pytest.raises(
+        SettingError, match="unknown claim 'cc.spanish_vs_caps.irelevant_raise'; nearest: cc.spanish_vs_caps.irr"
+    ):
+        claims.pick(SETTING, "cc.spanish_vs_caps.irelevant_raise")
+    with pytest.raises(SettingError, match="unknown setting 'mpbb'"):
+        claims.pick("mpbb")

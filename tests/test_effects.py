@@ -1,0 +1,128 @@
+"""Effects: planted truths come back, saturated cells use margins, and what is missing is said."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from inoculation import effects
+from planted import ENDS, SETTING, planted
+
+QUIET = {"noise": 1e-6}
+
+
+def known(**options):
+    return effects.Effects(planted(**options), SETTING)
+
+
+def test_suppression_is_0_at_the_baseline_and_1_at_the_control():
+    found = known(suppressed={("inoculation.spanish", "spanish"): 0.6}, **QUIET)
+    for measure in ("rate", "margin"):
+        effect = found.suppression(["inoculation.spanish"], "spanish", "unrelated", measure)
+        assert effect.interval.estimate == pytest.approx(0.6, abs=1e-3)
+        assert found.suppression(["control"], "spanish", "unrelated", measure).interval.estimate == pytest.approx(1)
+    assert found.suppression(["inoculation.spanish"], "caps", "unrelated").interval.estimate == pytest.approx(0, abs=1e-3)
+
+
+def test_saturated_cells_use_margins_and_the_controls_floor_does_not_count():
+    plain = known(suppressed={("inoculation.spanish", "spanish"): 0.5}, **QUIET)
+    assert plain.measure([["baseline"], ["inoculation.spanish"]], "spanish", "neutral") == ("rate", "")
+    high = known(ends={"rate": (0.99, 0.01), "margin": (20.0, -20.0)}, **QUIET)
+    assert high.measure([["baseline"], ["irrelevant.tea"]], "spanish", "neutral") == ("margin", "saturated")
+    assert plain.measure([["baseline"], ["irrelevant.tea"]], "spanish", "default")[0] == "rate"
+    assert high.suppression(["irrelevant.tea"], "spanish", "id").fault == "spanish has no margin in id"
+
+
+def test_the_two_by_two_takes_pattern_meaning_and_their_interaction_apart():
+    share = {"inoculation.spanish": 0.9, "rephrased-64.spanish": 0.5, "irrelevant-varied-64": 0.1}
+    share |= {f"irrelevant.{name}": 0.2 for name in ("shoes", "tea", "hat", "window")}
+    found = known(suppressed={(name, "spanish"): value for name, value in share.items()}, **QUIET)
+    parts = found.two_by_two("spanish", "spanish", "unrelated")
+    assert parts["pattern"].interval.estimate == pytest.approx(0.2 - 0.1, abs=1e-3)
+    assert parts["semantic"].interval.estimate == pytest.approx(((0.9 - 0.2) + (0.5 - 0.1)) / 2, abs=1e-3)
+    assert parts["interaction"].interval.estimate == pytest.approx((0.9 - 0.5) - (0.2 - 0.1), abs=1e-3)
+    table = effects.identification(found)
+    assert len(table) == 2 * 2 * 3
+    assert (table.seeds == 6).all()
+
+
+def test_selectivity_is_negative_minus_positive():
+    share = {("inoculation.spanish", "spanish"): 0.8, ("inoculation.spanish", "caps"): 0.3}
+    found = known(suppressed=share, **QUIET)
+    assert found.selectivity(["inoculation.spanish"], "spanish", "neutral").interval.estimate == pytest.approx(0.5, abs=1e-3)
+    assert list(effects.selectivities(found).condition) == [
+        *("inoculation.spanish", "rephrased-64.spanish", "inoculation.caps", "rephrased-64.caps")
+    ]
+
+
+def test_the_index_subtracts_what_the_prompt_does_by_asking():
+    tables = planted(suppressed={("inoculation.spanish", "spanish"): 0.5}, **QUIET)
+    scores = tables.scores.copy()
+    own = (scores.condition == "inoculation.spanish") & (scores.context == "trigger") & (scores.trait == "spanish")
+    scores.loc[own & (scores.measure == "rate"), "value"] = 0.85
+    base = (scores.condition == "base") & (scores.trait == "spanish") & (scores.measure == "rate")
+    scores.loc[base & (scores.context == "trigger.inoculation.spanish"), "value"] = 0.6
+    scores.loc[base & (scores.context == "unrelated"), "value"] = 0.2
+    found = effects.Effects(replace(tables, scores=scores), SETTING)
+    at = [
+        found.index("inoculation.spanish", "spanish", "rate", reference).interval.estimate
+        for reference in ("", "base", "baseline")
+    ]
+    top, bottom = ENDS["rate"]
+    unrelated = top - 0.5 * (top - bottom)
+    assert at == pytest.approx([0.85 - unrelated, 0.85 - unrelated - 0.4, 0.85 - unrelated], abs=1e-3)
+    table = effects.conditionalization(found)
+    assert set(table.columns) == {"condition", "trait", "measure", *effects.INDEX}
+    assert "control" not in set(table.condition)
+
+
+def test_the_grid_marks_saturation_and_subtracts_within_the_same_context():
+    found = known(ends={"rate": (0.99, 0.01), "margin": (20.0, -20.0)}, **QUIET)
+    cells = effects.grid(found).set_index(["condition", "context", "trait"])
+    assert bool(cells.loc[("baseline", "neutral", "caps"), "saturated"])
+    assert cells.loc[("baseline", "unrelated", "caps"), "minus_base"] == pytest.approx(40, abs=1e-2)
+    assert cells.loc[("control", "unrelated", "caps"), "minus_control"] == 0
+    assert math.isnan(cells.loc[("control", "trigger", "caps"), "rate"])
+
+
+def test_a_prompt_that_carries_out_the_data_is_flagged_and_one_that_inoculates_is_not():
+    losses = [
+        (name, seed, step, loss + 0.01 * seed)
+        for name, path in {
+            "baseline": {1: 3.0, 20: 1.0, 24: 1.0},
+            "inoculation.spanish": {1: 2.6, 20: 1.0, 24: 1.0},
+            "inoculation.caps": {1: 1.4, 20: 1.0, 24: 1.0},
+        }.items()
+        for seed in range(3)
+        for step, loss in path.items()
+    ]
+    frame = pd.DataFrame(losses, columns=["condition", "seed", "step", "loss"])
+    table = effects.policy(effects.Effects(replace(planted(seeds=3), losses=frame), SETTING)).set_index("condition")
+    assert table.loc["inoculation.spanish", "solved before training"] == pytest.approx(0.2)
+    assert table.loc["inoculation.caps", "learned in training"] == pytest.approx(0.2)
+    assert list(table.loc[["inoculation.spanish", "inoculation.caps"], "optimal policy"]) == [False, True]
+
+
+def test_margins_along_training_are_compared_late_and_at_equal_learning():
+    rows = [
+        (SETTING.name, name, seed, step, part, "misaligned", 10, value + 0.01 * seed)
+        for name, speed, offset in (("baseline", 1.0, 0.5), ("control", 1.0, 0.0))
+        for seed in range(3)
+        for step in range(3, 25, 3)
+        for part, value in (("id", speed * step), ("ood", speed * step / 10 + offset), ("placebo", 0.0))
+    ]
+    tracks = pd.DataFrame(rows, columns=["setting", "condition", "seed", "step", "part", "trait", "n", "value"])
+    found = effects.Effects(replace(planted(seeds=3), tracks=tracks), SETTING).along_training("baseline", "control")
+    assert found["ood"].values == pytest.approx([0.5] * 3)
+    assert found["matched"].values == pytest.approx([0.5] * 3)
+    assert found["placebo"].values == pytest.approx([0.0] * 3)
+
+
+def test_a_contrast_is_paired_a_seed_without_its_baseline_does_not_count():
+    tables = planted(seeds=6)
+    scores = tables.scores[~((tables.scores.condition == "baseline") & (tables.scores.seed == 2))]
+    found = effects.Effects(replace(tables, scores=scores), SETTING)
+    effect = found.suppression(["irrelevant.tea"], "caps", "unrelated")
+    assert effect.interval.n == 5
+    assert np.isnan(effect.values[2])
