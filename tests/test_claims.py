@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from inoculation import claims, stats, store
+from inoculation import claims, store
 from inoculation import tables as tables_module
 from inoculation.settings import SettingError
 from planted import planted
@@ -26,7 +26,7 @@ def test_the_file_holds_every_cell_of_ccs_table_and_nems_headlines():
     assert {c.section for c in cells if c.paper == "CC"} == {c.section for c in cells}
     assert sum(c.paper_class == "Inconclusive" for c in cells) == 5
     assert sum(c.paper == "NEM" for c in known.values()) >= 6
-    assert len({c.setting for c in known.values()}) == 11
+    assert len({c.setting for c in known.values()}) == 12
     assert (rule.none_within, rule.seeds) == (0.15, 5)
     for claim in known.values():
         assert claim.statement.endswith(".")
@@ -49,6 +49,7 @@ def test_the_file_holds_every_cell_of_ccs_table_and_nems_headlines():
         ),
         ('class: "Strong"', 'class: "Stong"', "unknown class 'Stong'; nearest: Strong"),
         ("setting: mbpp", "setting: mbp", "unknown setting 'mbp'; nearest: mbpp"),
+        ("context: unrelated}", "context: unrelatd}", "unknown context 'unrelatd'; nearest: unrelated"),
         ("traits: [all]", "traits: [some]", "unknown traits 'some'"),
         ("seeds: 5}", "seeds: five}", "'seeds' must be int or float, not str"),
         ("statement: Irrelevant", "sttement: Irrelevant", "unknown key 'sttement'; nearest: statement"),
@@ -122,10 +123,46 @@ def test_planted_effects_are_recovered():
         assert found[name].interval.low <= estimate <= found[name].interval.high
 
 
+def test_the_distance_from_the_corner_is_the_worse_of_what_is_left_and_what_is_lost():
+    near = {("inoculation.caps", "caps"): 0.9, ("inoculation.caps", "spanish"): 0.2}
+    far = {("inoculation.spanish", "spanish"): 0.5, ("inoculation.spanish", "caps"): -0.6}
+    found = verdicts(planted(seeds=6, suppressed=near | far))["cc.spanish_vs_caps.no_corner"]
+    assert found.interval.estimate == pytest.approx(0.2, abs=0.06)
+    assert found.parts["inoculation.spanish (direction spanish)"].interval.estimate == pytest.approx(0.5, abs=0.06)
+
+
 def test_both_means_both_the_weaker_trait_decides():
     only = {(f"inoculation.{trait}", trait): 0.8 for trait in ("spanish", "caps")}
     found = verdicts(planted(seeds=6, suppressed=only))
     assert found["cc.table.spanish_vs_caps.inoculation_both"].verdict == "No"
+
+
+def test_both_is_refuted_by_one_trait_and_open_where_one_cannot_be_tested():
+    only = {(f"inoculation.{trait}", trait): 0.6 for trait in ("spanish", "caps")}
+    noisy = planted(seeds=6, suppressed=only)
+    scores = noisy.scores.copy()
+    wild = scores.condition.str.startswith("inoculation") & (scores.trait == "spanish") & (scores.context == "unrelated")
+    scores.loc[wild & (scores.condition == "inoculation.spanish"), "value"] *= np.tile([0.2, 1.8], 100)[: wild.sum() // 2]
+    found = verdicts(replace(noisy, scores=scores))["cc.table.spanish_vs_caps.inoculation_both"]
+    assert found.verdict == "No"
+    assert found.decides.startswith("positive")
+    flat = noisy.scores.copy()
+    flat.loc[(flat.trait == "caps") & (flat.measure == "margin"), "value"] = np.random.default_rng(0).normal(
+        size=((flat.trait == "caps") & (flat.measure == "margin")).sum()
+    )
+    flat.loc[(flat.trait == "caps") & (flat.measure == "rate"), "value"] = 0.99
+    found = verdicts(replace(noisy, scores=flat))["cc.table.spanish_vs_caps.inoculation_both"]
+    assert found.verdict == "not testable"
+    assert "caps" in found.decides
+
+
+def test_a_contrast_is_never_decided_by_the_conditions_that_happen_to_be_there():
+    found = planted(seeds=6, suppressed={("irrelevant.tea", "spanish"): 0.8, ("irrelevant.tea", "caps"): 0.8})
+    few = found.scores[found.scores.condition.isin(["base", "control", "baseline", "irrelevant.tea"])]
+    for name, verdict in verdicts(replace(found, scores=few)).items():
+        assert verdict.verdict in ("not testable", "not run"), name
+    reason = verdicts(replace(found, scores=few))["cc.table.spanish_vs_caps.irrelevant_suppress"].reason
+    assert reason == "not run: irrelevant.shoes, irrelevant.hat, irrelevant.window"
 
 
 @pytest.mark.parametrize(("seeds", "says"), [(1, "1 seed, and two are the least"), (4, "4 seeds; a verdict needs 5")])
@@ -159,7 +196,7 @@ def test_two_inconclusives_are_not_agreement():
 
 def test_holm_counts_a_shared_contrast_once():
     found = claims.judge(planted(seeds=6), SETTING)
-    tested = {v.claim.contrast.name: stats.p_value(v.effect.values) for v in found if v.interval.known}
+    tested = {v.claim.contrast.name: claims._p_value(v.effect, v.decides, v.parts) for v in found if v.interval.known}
     worst = min(tested, key=tested.get)
     adjusted = next(v.p for v in found if v.claim.contrast.name == worst)
     assert adjusted == pytest.approx(min(1, len(tested) * tested[worst]))
@@ -197,7 +234,7 @@ def test_the_trail_shows_rows_contrast_interval_rule_and_verdict(tmp_path):
         "verdict",
     ]
     assert "irrelevant.window" in text
-    assert "corrected for 8 looks" in text
+    assert "8 looks (max-statistic test)" in text
     assert "8 questions" in text
     assert text.endswith(f"verdict   {verdict.verdict}: {verdict.reason}")
 

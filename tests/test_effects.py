@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from inoculation import effects
+from inoculation import effects, tables
 from planted import ENDS, SETTING, planted
 
 QUIET = {"noise": 1e-6}
@@ -27,10 +27,12 @@ def test_suppression_is_0_at_the_baseline_and_1_at_the_control():
 
 def test_saturated_cells_use_margins_and_the_controls_floor_does_not_count():
     plain = known(suppressed={("inoculation.spanish", "spanish"): 0.5}, **QUIET)
-    assert plain.measure([["baseline"], ["inoculation.spanish"]], "spanish", "neutral") == ("rate", "")
+    assert plain.measure(["baseline", "inoculation.spanish"], "spanish", "neutral") == "rate"
     high = known(ends={"rate": (0.99, 0.01), "margin": (20.0, -20.0)}, **QUIET)
-    assert high.measure([["baseline"], ["irrelevant.tea"]], "spanish", "neutral") == ("margin", "saturated")
-    assert plain.measure([["baseline"], ["irrelevant.tea"]], "spanish", "default")[0] == "rate"
+    assert high.measure(["baseline", "irrelevant.tea"], "spanish", "neutral") == "margin"
+    one = known(suppressed={("irrelevant.tea", "spanish"): -0.25}, **QUIET)
+    assert one.measure(["baseline", "irrelevant.tea", "irrelevant.hat"], "spanish", "neutral") == "margin"
+    assert one.measure(["baseline", "irrelevant.hat"], "spanish", "neutral") == "rate"
     assert high.suppression(["irrelevant.tea"], "spanish", "id").fault == "spanish has no margin in id"
 
 
@@ -101,7 +103,7 @@ def test_a_prompt_that_carries_out_the_data_is_flagged_and_one_that_inoculates_i
     table = effects.policy(effects.Effects(replace(planted(seeds=3), losses=frame), SETTING)).set_index("condition")
     assert table.loc["inoculation.spanish", "solved before training"] == pytest.approx(0.2)
     assert table.loc["inoculation.caps", "learned in training"] == pytest.approx(0.2)
-    assert list(table.loc[["inoculation.spanish", "inoculation.caps"], "optimal policy"]) == [False, True]
+    assert list(table.loc[["inoculation.spanish", "inoculation.caps"], "optimal policy"]) == ["no", "yes"]
 
 
 def test_margins_along_training_are_compared_late_and_at_equal_learning():
@@ -113,10 +115,11 @@ def test_margins_along_training_are_compared_late_and_at_equal_learning():
         for part, value in (("id", speed * step), ("ood", speed * step / 10 + offset), ("placebo", 0.0))
     ]
     tracks = pd.DataFrame(rows, columns=["setting", "condition", "seed", "step", "part", "trait", "n", "value"])
-    found = effects.Effects(replace(planted(seeds=3), tracks=tracks), SETTING).along_training("baseline", "control")
-    assert found["ood"].values == pytest.approx([0.5] * 3)
-    assert found["matched"].values == pytest.approx([0.5] * 3)
-    assert found["placebo"].values == pytest.approx([0.0] * 3)
+    found = tables.along_training(replace(planted(seeds=3), tracks=tracks), "baseline", "control")
+    assert list(found.index) == [0, 1, 2]
+    assert found.ood.to_numpy() == pytest.approx([0.5] * 3)
+    assert found.matched.to_numpy() == pytest.approx([0.5] * 3)
+    assert found.placebo.to_numpy() == pytest.approx([0.0] * 3)
 
 
 def test_a_contrast_is_paired_a_seed_without_its_baseline_does_not_count():

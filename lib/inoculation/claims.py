@@ -19,6 +19,7 @@ from inoculation.settings import Block, Setting, load_setting, nearest, read_yam
 
 YES, NO = ("Strong", "Moderate", "Weak", "Yes"), ("No", "Opposite")
 OPEN = ("Inconclusive", "not run", "not testable")
+CONTEXTS = ("neutral", "trigger", "unrelated", "paraphrase", "negated", "default", "empty", "none", "no_prefix", "id")
 KINDS = ("suppress", "raise", "fall_short", "needs")
 ROLES = ("all", "negative", "positive")
 COLUMNS = [
@@ -60,10 +61,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the tables say about a claim: per-seed values, interval, Holm-adjusted p, the verdict and why; parts by trait."""
+    """What the tables say about a claim: values per seed, the deciding part and all parts, Holm-adjusted p, verdict and why."""
 
     claim: Claim
     effect: Effect
+    decides: str
     parts: dict[str, Effect]
     p: float
     verdict: str
@@ -105,7 +107,7 @@ def _contrast(name: str, block: Block) -> Contrast:
         conditions=tuple(block.take(kinds[0], list)),
         minus=tuple(block.take("minus", list)) if "minus" in block else (),
         traits=tuple(block.take("traits", list, ROLES)) if kinds != ["fall_short"] else (),
-        context=block.take("context", str),
+        context=block.take("context", str, CONTEXTS),
         every=block.take("every", bool) if "every" in block else False,
     )
 
@@ -146,9 +148,10 @@ def judge(found: tables.Tables | None, setting: str) -> list[Verdict]:
         why = "no run of it in these tables" if setting in setting_names() else "the repository does not hold this setting yet"
         return [_unjudged(claim, "not run", why) for claim in own]
     effects = Effects(runs, load_setting(setting))
-    evidence = {claim.contrast: evaluate(effects, claim.contrast) for claim in own if claim.contrast.kind != "needs"}
+    testable = dict.fromkeys(claim.contrast for claim in own if claim.contrast.kind != "needs")
+    evidence = {contrast: evaluate(effects, contrast, rule.none_within) for contrast in testable}
     # One contrast may serve two claims; it is one test.
-    adjusted = dict(zip(evidence, stats.holm([stats.p_value(effect.values) for effect, _ in evidence.values()]), strict=True))
+    adjusted = dict(zip(evidence, stats.holm([_p_value(*found) for found in evidence.values()]), strict=True))
     return [
         _unjudged(claim, "not run", f"needs {claim.contrast.needs}")
         if claim.contrast.kind == "needs"
@@ -158,11 +161,16 @@ def judge(found: tables.Tables | None, setting: str) -> list[Verdict]:
 
 
 def _unjudged(claim: Claim, verdict: str, reason: str) -> Verdict:
-    return Verdict(claim, Effect(np.full(1, np.nan), "", reason), {}, math.nan, verdict, reason)
+    return Verdict(claim, Effect(np.full(1, np.nan), reason), "", {}, math.nan, verdict, reason)
 
 
-def _judged(claim: Claim, effect: Effect, parts: dict[str, Effect], p: float, rule: Rule) -> Verdict:
-    return Verdict(claim, effect, parts, p, *decide(effect, p, rule))
+def _judged(claim: Claim, effect: Effect, decides: str, parts: dict[str, Effect], p: float, rule: Rule) -> Verdict:
+    return Verdict(claim, effect, decides, parts, p, *decide(effect, p, rule))
+
+
+def _p_value(effect: Effect, decides: str, parts: dict[str, Effect]) -> float:
+    """Where every part must hold, the least certain part's p (an intersection-union test needs no more)."""
+    return float(np.max([stats.p_value(part.values) for part in parts.values()])) if decides else stats.p_value(effect.values)
 
 
 def decide(effect: Effect, p: float, rule: Rule) -> tuple[str, str]:
@@ -174,6 +182,7 @@ def decide(effect: Effect, p: float, rule: Rule) -> tuple[str, str]:
         return "Inconclusive", interval.rule
     if interval.n < rule.seeds:
         return "Inconclusive", f"{interval.n} seeds; a verdict needs {rule.seeds}"
+    # Before the p value: a difference too small to matter is No, however certain it is.
     if interval.inside(rule.none_within):
         return "No", f"the interval lies inside ±{rule.none_within}"
     if p >= rule.level:
@@ -218,7 +227,8 @@ def write(found: tables.Tables | None, folder: Path) -> Path:
 def compared(setting: str, profile: str) -> pd.DataFrame:
     """The claims of a setting: the paper beside the reference beside yours, with n and intervals on both.
 
-    `in prediction` says whether your mean lies where the reference's seeds expect as many new seeds as you have.
+    `in prediction` says whether your mean lies where the reference's seeds expect as many new seeds as you have; unknown where
+    the two were measured or decided by different things.
     """
     reference = judge(tables.reference(profile), setting)
     shown = tables.shown(profile)
@@ -226,6 +236,8 @@ def compared(setting: str, profile: str) -> pd.DataFrame:
     rows = []
     for ref, own in zip(reference, yours, strict=True):
         expected = stats.prediction(ref.effect.values, max(1, own.interval.n))
+        # As many new seeds as you have: one run is expected to scatter more than the mean of five.
+        alike = (ref.effect.measure, ref.decides) == (own.effect.measure, own.decides)
         inside = expected.known and own.interval.n and expected.low <= own.interval.estimate <= expected.high
         rows.append(
             {
@@ -235,7 +247,13 @@ def compared(setting: str, profile: str) -> pd.DataFrame:
                 "reference": _brief(ref),
                 "yours": _brief(own),
                 "paper and reference": agreement(ref.claim.paper_class, ref.verdict),
-                "in prediction": "" if not own.interval.n else "unknown" if not expected.known else "yes" if inside else "no",
+                "in prediction": ""
+                if not own.interval.n
+                else "unknown"
+                if not (expected.known and alike)
+                else "yes"
+                if inside
+                else "no",
             }
         )
     return pd.DataFrame(rows)
@@ -272,57 +290,65 @@ def _evidence(verdict: Verdict, effects: Effects) -> list[str]:
             if cells:
                 shown = ", ".join(f"{name} {value:.2f}" for name, value in cells.items())
                 lines.append(f"          {trait} {measure} in {contrast.context}: {shown}")
-    lines += [f"part      {name}, by {part.measure}: {part.interval}" for name, part in verdict.parts.items()]
+    lines += [
+        f"part      {name}, by {part.measure}: {part.interval}{' (decides)' if name == verdict.decides else ''}"
+        for name, part in verdict.parts.items()
+    ]
     seeds = ", ".join(f"{value:.2f}" for value in verdict.effect.values)
     lines.append(f"by seed   {seeds}")
     rule = f"; {verdict.interval.rule}; Holm-adjusted p {verdict.p:.3f}" if verdict.interval.n else ""
     lines.append(f"interval  {verdict.interval}{rule}")
     if contrast.context != CC and contrast.kind != "fall_short":
-        lines.append(f"CC's own  in the neutral context: {evaluate(effects, contrast, CC)[0].interval}")
+        lines.append(f"CC's own  in the neutral context: {evaluate(effects, contrast, load()[0].none_within, CC)[0].interval}")
     return [*lines, *_some_prompt(contrast, effects), *_measurement_error(contrast, effects), f"rule      {load()[0]}"]
 
 
 def _some_prompt(contrast: Contrast, effects: Effects) -> list[str]:
     """Where the contrast averages over several prompts: is at least one of them different? (max-statistic test)."""
     names = effects.matching(contrast.conditions)
-    if contrast.kind != "suppress" or contrast.traits != ("all",) or contrast.minus or len(names) < 2:
+    if contrast.kind != "suppress" or contrast.every or contrast.minus or len(names) < 2:
         return []
     columns = {
         f"{name} on {trait}": effects.suppression([name], trait, contrast.context).values
-        for name in names
-        for trait in effects.setting.traits
+        for direction, trait in _asked(contrast, effects)
+        for name in effects.matching(contrast.conditions, direction)
     }
-    largest, p = stats.max_test(np.array(list(columns.values())).T)
-    told = (
-        "not computable" if math.isnan(p) else f"largest {list(columns)[largest]}, p {p:.3f} corrected for {len(columns)} looks"
-    )
-    return [f"some one  {told}"]
+    columns = {look: values for look, values in columns.items() if not np.isnan(values).all()}
+    largest, p = stats.max_test(np.array(list(columns.values())).T) if columns else (-1, math.nan)
+    found = "not computable" if math.isnan(p) else f"largest {list(columns)[largest]}, p {p:.3f}"
+    return [f"some one  {found}, {len(columns)} looks (max-statistic test)"]
+
+
+def _asked(contrast: Contrast, effects: Effects) -> list[tuple[str, str]]:
+    """The (direction, trait) pairs that a contrast asks about; no direction where it asks about all traits."""
+    directions = effects.setting.directions
+    every = [("", trait) for trait in effects.setting.traits] if "all" in contrast.traits else []
+    return every + [(d, roles[role]) for role in contrast.traits if role != "all" for d, roles in directions.items()]
 
 
 def _measurement_error(contrast: Contrast, effects: Effects) -> list[str]:
-    """How far other questions could have moved the raw difference baseline - conditions; says nothing about other seeds."""
-    names = effects.matching(contrast.conditions)
+    """How far other questions could have moved the raw difference behind each part; says nothing about other seeds."""
     lines = []
-    for trait in effects.setting.traits if contrast.kind != "fall_short" else ():
-        measure, _ = effects.measure([[BASELINE], names], trait, contrast.context)
-        difference = _by_question(effects, names, trait, contrast.context, measure)
+    for direction, trait in _asked(contrast, effects):
+        conditions, minus = (effects.matching(patterns, direction) for patterns in (contrast.conditions, contrast.minus))
+        against = minus or [BASELINE]
+        measure = effects.measure([BASELINE, *conditions, *minus], trait, contrast.context)
+        difference = _by_question(effects, against, conditions, trait, contrast.context, measure)
         if difference.size:
-            lines.append(
-                f"questions {trait} {measure}, baseline − conditions: {stats.question_bootstrap(difference)} questions"
-            )
+            what = f"{', '.join(against)} − {', '.join(conditions)}"
+            lines.append(f"questions {trait} {measure}, {what}: {stats.question_bootstrap(difference)} questions")
     return lines
 
 
-def _by_question(effects: Effects, names: list[str], trait: str, context: str, measure: str) -> np.ndarray:
-    """Baseline minus conditions for each question, shape (seeds, questions), from items.csv.gz; NaN where unscored."""
+def _by_question(effects: Effects, first: list[str], second: list[str], trait: str, context: str, measure: str) -> np.ndarray:
+    """The mean of `first` minus that of `second` for each question, shape (seeds, questions), from items.csv.gz."""
     items = effects.found.items
     items = items[(items.measure == measure) & (items.trait == trait) & (items.context == context)]
     wide = items.merge(effects.found.runs[["run_id", "condition", "seed"]], on="run_id")
     cells = wide.pivot_table(index=["condition", "seed"], columns="question_id", values="value")
-    if BASELINE not in cells.index.get_level_values("condition"):
-        return np.empty((0, 0))
-    others = cells[cells.index.get_level_values("condition").isin(names)].groupby(level="seed").mean()
-    return (cells.loc[BASELINE] - others).dropna(how="all").to_numpy()
+    names = cells.index.get_level_values("condition")
+    sides = [cells[names.isin(side)].groupby(level="seed").mean() for side in (first, second)]
+    return (sides[0] - sides[1]).dropna(how="all").to_numpy()
 
 
 def pick(setting: str, claim: str = "") -> list[str]:

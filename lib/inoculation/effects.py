@@ -2,12 +2,13 @@
 
 The values of a seed are compared with values of the same seed, so every effect is one value per seed (float64 array of shape
 (seeds,)) and its interval is Student's over seeds. Suppression is on one scale for every trait and measure: 0 is the baseline
-(trained under the neutral prompt), 1 is the control (trained without the traits). A Contrast is such an
-effect named before any result; nothing here knows what a paper said.
+(trained under the neutral prompt), 1 is the control (trained without the traits). A Contrast is such an effect named before
+any result; nothing here knows what a paper said.
 """
 
 import fnmatch
 import functools
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -27,11 +28,11 @@ MAIN, CC = "unrelated", "neutral"
 
 @dataclass(frozen=True)
 class Effect:
-    """One value per seed, the measure behind it, and the reason where it could not be computed (all values NaN)."""
+    """One value per seed, the reason where it could not be computed (all values NaN), and the measure behind it."""
 
     values: np.ndarray
-    measure: str
     fault: str = ""
+    measure: str = ""
 
     @property
     def interval(self) -> stats.Interval:
@@ -44,9 +45,10 @@ class Effect:
 class Contrast:
     """What a claim compares, named before any result: one value per seed on the scale of suppression.
 
-    suppress: the suppression of `conditions`, minus that of `minus`. raise: its opposite. fall_short: 1 - the selectivity of
-    the best of `conditions`. needs: not measured by this repository yet, and what it would take. Several traits or directions
-    are averaged; with `every`, the one whose interval reaches lowest counts, since the claim needs them all.
+    suppress: the suppression of `conditions`, minus that of `minus`. raise: its opposite. fall_short: how far the best of
+    `conditions` is from the corner where all of the negative and nothing of the positive trait is gone, by the worse of the
+    two. needs: what it would take, where it is not measured yet. Several traits or directions are averaged; with `every`, the
+    one whose interval reaches lowest counts, since the claim needs them all.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Effects:
         trained = found.scores[found.scores.condition != BASE]
         self.seeds = sorted(trained.seed.unique())
         self.conditions = [name for name in setting.conditions if name in set(trained.condition)]
+        self.planned = [c.name for profile in found.scores.profile.unique() for c in setting.in_profile(profile)]
 
     @functools.cached_property
     def _wide(self) -> pd.DataFrame:
@@ -95,37 +98,43 @@ class Effects:
         return self._wide[key].reindex(self.seeds).to_numpy()
 
     def matching(self, patterns: Iterable[str], direction: str = "") -> list[str]:
-        """The trained conditions that match a pattern (`irrelevant.*`), without those that inoculate another trait."""
-        ours = [c for c in self.conditions if not direction or self.setting.conditions[c].direction in ("", direction)]
+        """The profile's conditions that match a pattern (`irrelevant.*`), without those that inoculate another trait.
+
+        Whether they were run or not: what a contrast compares must not depend on what happens to be there.
+        """
+        ours = [c for c in self.planned if not direction or self.setting.conditions[c].direction in ("", direction)]
         return [name for name in ours if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
-    def measure(self, sides: list[list[str]], trait: str, context: str) -> tuple[str, str]:
-        """How a trait is to be measured when these sides are compared in a context, and why not by its rate.
+    def measure(self, names: list[str], trait: str, context: str) -> str:
+        """How a trait is to be measured when these conditions are compared in a context: `rate` or `margin`.
 
-        By margin where the context is not sampled, where the scorer's card says so, or where a side's rate is saturated (mean
-        over seeds above 0.95 or below 0.05; design decision 9). The control's floor does not count: it is the scale's end.
+        By margin where the context is not sampled, where the scorer's card says so, or where one of the cells is saturated
+        (mean over seeds above 0.95 or below 0.05; design decision 9). The control's floor does not count: it ends the scale.
         """
-        rates = [np.nanmean(v) for v in (self.values(side, trait, context, "rate") for side in sides) if not np.isnan(v).all()]
-        if len(rates) < len(sides):
-            return "margin", "not sampled there"
-        if score.cards(self.setting.name).loc[trait, "claimed by"] == "margin":
-            return "margin", "the scorer's cross-talk is too high"
-        if any(is_saturated(rate) for rate in rates):
-            return "margin", "saturated"
-        return "rate", ""
+        cells = [stats.student(self.values([name], trait, context, "rate")).estimate for name in names]
+        moved = score.cards(self.setting.name).loc[trait, "claimed by"] == "margin"
+        return "margin" if moved or any(math.isnan(cell) or is_saturated(cell) for cell in cells) else "rate"
 
     def suppression(self, names: list[str], trait: str, context: str, measure: str = "") -> Effect:
         """(baseline - condition) / (baseline - control), the mean over conditions, one value per seed (design decision 8).
 
         0: as strong as in the baseline; 1: as absent as in the control; below 0: stronger than in the baseline. Without a
-        `measure`, the one that `measure` chooses.
+        `measure`, the one that `measure` chooses. Every condition must have been run.
         """
-        measure = measure or self.measure([[BASELINE], names], trait, context)[0]
-        at = functools.partial(self.values, trait=trait, context=context, measure=measure)
-        baseline = at([BASELINE])
-        if np.isnan(baseline).all():
-            return Effect(baseline, measure, f"{trait} has no {measure} in {context}")
-        return Effect(*_named(stats.share(baseline - at(names), baseline - at([CONTROL])), measure))
+        wanted = [BASELINE, CONTROL, *names]
+        missing = [name for name in wanted if name not in self.conditions]
+        measure = measure or self.measure([BASELINE, *names], trait, context)
+        at = {name: self.values([name], trait, context, measure) for name in wanted}
+        nothing = np.full(len(self.seeds), np.nan)
+        if missing or not names:
+            return Effect(
+                nothing, f"not run: {', '.join(missing)}" if missing else "the profile has no such condition", measure
+            )
+        if np.isnan(at[BASELINE]).all():
+            return Effect(nothing, f"{trait} has no {measure} in {context}", measure)
+        mean = np.mean([at[name] for name in names], axis=0)
+        scale = at[BASELINE] - at[CONTROL]
+        return Effect(*stats.share(at[BASELINE] - mean, scale, "baseline minus control"), measure)
 
     def index(self, condition: str, trait: str, measure: str, reference: str = "") -> Effect:
         """The conditionalization index (design decision 9), in the measure's own unit.
@@ -136,12 +145,12 @@ class Effects:
         """
         own = self.values([condition], trait, "trigger", measure) - self.values([condition], trait, MAIN, measure)
         if not reference:
-            return Effect(own, measure)
-        asked = self.values([reference], trait, _base_context(condition), measure) - self.values(
-            [reference], trait, MAIN, measure
-        )
+            return Effect(own, measure=measure)
+        # The reference is asked under this condition's prompt, though it was never trained on it.
+        under = functools.partial(self.values, [reference], trait, measure=measure)
+        asked = under(context=_base_context(condition)) - under(context=MAIN)
         missing = "" if not np.isnan(asked).all() else f"{reference} was not asked under this training prompt"
-        return Effect(own - asked, measure, missing)
+        return Effect(own - asked, missing, measure)
 
     def two_by_two(self, direction: str, trait: str, context: str) -> dict[str, Effect]:
         """The 2×2 of {inoculation, irrelevant} × {fixed, varied}, on the scale of suppression (design decision 10).
@@ -152,14 +161,14 @@ class Effects:
         """
         patterns = ("inoculation.*", "rephrased-*", "irrelevant.*", "irrelevant-varied-*")
         cells = [self.matching([pattern], direction) for pattern in patterns]
-        measure, _ = self.measure([[BASELINE], *cells], trait, context)
+        measure = self.measure([BASELINE, *itertools.chain(*cells)], trait, context)
         found = [self.suppression(names, trait, context, measure) for names in cells]
         asks_fixed, asks_varied, fixed, varied = (effect.values for effect in found)
         fault = next((effect.fault for effect in found if effect.fault), "")
         return {
-            "pattern": Effect(fixed - varied, measure, fault),
-            "semantic": Effect((asks_fixed - fixed + asks_varied - varied) / 2, measure, fault),
-            "interaction": Effect((asks_fixed - asks_varied) - (fixed - varied), measure, fault),
+            "pattern": Effect(fixed - varied, found[2].fault or found[3].fault, measure),
+            "semantic": Effect((asks_fixed - fixed + asks_varied - varied) / 2, fault, measure),
+            "interaction": Effect((asks_fixed - asks_varied) - (fixed - varied), fault, measure),
         }
 
     def selectivity(self, names: list[str], direction: str, context: str) -> Effect:
@@ -170,7 +179,7 @@ class Effects:
         roles = self.setting.directions[direction]
         negative, positive = (self.suppression(names, roles[role], context) for role in ("negative", "positive"))
         measures = " and ".join(dict.fromkeys((negative.measure, positive.measure)))
-        return Effect(negative.values - positive.values, measures, negative.fault or positive.fault)
+        return Effect(negative.values - positive.values, negative.fault or positive.fault, measures)
 
     def optimal_policy(self, condition: str) -> dict[str, Effect]:
         """Does the prompt alone already carry out what the data teach (CC, MBPP, problem 3)? From the training losses.
@@ -184,30 +193,8 @@ class Effects:
         nothing = pd.Series(np.nan, index=self.seeds)
         start, end = first.get(condition, nothing), last.get(condition, nothing)
         gap = (first.get(BASELINE, nothing) - last.get(BASELINE, nothing)).to_numpy()
-        solved = stats.share(first.get(BASELINE, nothing) - start, gap)
-        return {"solved": Effect(*_named(solved, "loss")), "learned": Effect(*_named(stats.share(start - end, gap), "loss"))}
-
-    def along_training(self, condition: str, against: str) -> dict[str, Effect]:
-        """Two trainings compared by the margins they logged (design decision 8), in nats per token: condition - against.
-
-        ood: mean of the out-of-distribution difference over the second half of the steps. matched: the same at equal
-        in-distribution margin (stats.matched), so that a training that only learned less does not pass for a safer one.
-        placebo: the second half's difference on pairs that differ in register alone.
-        """
-        tracks = self.found.tracks
-        wide = tracks.pivot_table(index=["seed", "condition", "step"], columns="part", values="value")
-        late = wide[wide.index.get_level_values("step") > tracks.step.max() / 2].groupby(level=["seed", "condition"]).mean()
-        gaps = late.xs(condition, level="condition") - late.xs(against, level="condition")
-        paths = wide[["id", "ood"]]
-        matched = [
-            stats.matched(*(paths.loc[(seed, name)].to_numpy() for name in (condition, against)))
-            if seed in gaps.index
-            else np.nan
-            for seed in self.seeds
-        ]
-        gaps = gaps.reindex(self.seeds)
-        found = {part: Effect(gaps[part].to_numpy(), "margin per token") for part in ("ood", "placebo")}
-        return {**found, "matched": Effect(np.array(matched), "margin per token")}
+        closed = {"solved": first.get(BASELINE, nothing) - start, "learned": start - end}
+        return {name: Effect(*stats.share(part, gap, "the baseline's fall"), "loss") for name, part in closed.items()}
 
     def _losses(self, part: str) -> pd.DataFrame:
         losses = self.found.losses
@@ -216,60 +203,59 @@ class Effects:
         return chosen.pivot_table(index="seed", columns="condition", values="loss").reindex(self.seeds)
 
 
-def evaluate(effects: Effects, contrast: Contrast, context: str = "") -> tuple[Effect, dict[str, Effect]]:
-    """The contrast's value per seed, and its parts by direction and trait; `context` replaces the contrast's own."""
+def evaluate(effects: Effects, contrast: Contrast, bound: float, context: str = "") -> tuple[Effect, str, dict[str, Effect]]:
+    """The contrast's value per seed, the part that decided it (none where parts are averaged), and its parts.
+
+    context: replaces the contrast's own. bound: how large an effect must be to matter, for contrasts that every part decides.
+    """
     context = context or contrast.context
+    parts = {name: part for name, _, part in _parts(effects, contrast, context)}
+    if contrast.kind == "fall_short" or contrast.every:
+        decides = min(parts, key=lambda name: _rank(parts[name], bound))
+        return parts[decides], decides, parts
+    values = np.mean([part.values for part in parts.values()], axis=0)
+    measure = " and ".join(dict.fromkeys(part.measure for part in parts.values()))
+    return Effect(values, next((part.fault for part in parts.values() if part.fault), ""), measure), "", parts
+
+
+def _parts(effects: Effects, contrast: Contrast, context: str) -> list[tuple[str, str, Effect]]:
+    """Name, trait and effect of every part of a contrast."""
+    known = effects.setting
     if contrast.kind == "fall_short":
-        return _shortfall(effects, contrast, context)
-    groups = {role: _parts(effects, contrast, role, context) for role in contrast.traits}
-    means = [_mean(list(parts.values())) for parts in groups.values()]
-    whole = min(means, key=_reach) if contrast.every else _mean(means)
-    parts = {name: part for group in groups.values() for name, part in group.items()}
-    return (_times(whole, -1), {k: _times(v, -1) for k, v in parts.items()}) if contrast.kind == "raise" else (whole, parts)
-
-
-def _parts(effects: Effects, contrast: Contrast, role: str, context: str) -> dict[str, Effect]:
-    directions = effects.setting.directions
-    if role == "all":
-        return {trait: _suppression(effects, contrast, "", trait, context) for trait in effects.setting.traits}
-    return {
-        f"{role} {roles[role]} (direction {direction})": _suppression(effects, contrast, direction, roles[role], context)
-        for direction, roles in directions.items()
-    }
+        return [
+            (f"{name} (direction {direction})", "", _from_corner(effects, name, roles, context))
+            for direction, roles in known.directions.items()
+            for name in effects.matching(contrast.conditions, direction)
+        ]
+    asked = [("", "", trait) for trait in known.traits] if "all" in contrast.traits else []
+    asked += [(role, d, roles[role]) for role in contrast.traits if role != "all" for d, roles in known.directions.items()]
+    return [
+        (f"{role} {trait} (direction {d})" if role else trait, trait, _suppression(effects, contrast, d, trait, context))
+        for role, d, trait in asked
+    ]
 
 
 def _suppression(effects: Effects, contrast: Contrast, direction: str, trait: str, context: str) -> Effect:
     sides = [effects.matching(patterns, direction) for patterns in (contrast.conditions, contrast.minus) if patterns]
-    measure, _ = effects.measure([[BASELINE], *sides], trait, context)
+    # Both sides by the same measure: a rate minus a margin would compare two scales.
+    measure = effects.measure([BASELINE, *itertools.chain(*sides)], trait, context)
     found = [effects.suppression(names, trait, context, measure) for names in sides]
-    if not contrast.minus:
-        return found[0]
-    return Effect(found[0].values - found[1].values, measure, found[0].fault or found[1].fault)
+    values = found[0].values - found[1].values if contrast.minus else found[0].values
+    return Effect(-values if contrast.kind == "raise" else values, next((f.fault for f in found if f.fault), ""), measure)
 
 
-def _shortfall(effects: Effects, contrast: Contrast, context: str) -> tuple[Effect, dict[str, Effect]]:
-    parts = {
-        f"{name} (direction {direction})": _times(effects.selectivity([name], direction, context), -1, plus=1)
-        for direction in effects.setting.directions
-        for name in effects.matching(contrast.conditions, direction)
-    }
-    whole = [part for part in parts.values() if part.interval.n]
-    return min(whole, key=lambda part: part.interval.estimate, default=_mean([])), parts
+def _from_corner(effects: Effects, name: str, roles: dict[str, str], context: str) -> Effect:
+    gone = effects.suppression([name], roles["negative"], context)
+    both = [replace(gone, values=1 - gone.values), effects.suppression([name], roles["positive"], context)]
+    return next((part for part in both if part.fault), None) or max(both, key=lambda part: part.interval.estimate)
 
 
-def _mean(parts: list[Effect]) -> Effect:
-    values = np.mean([part.values for part in parts], axis=0) if parts else np.full(1, np.nan)
-    measure = " and ".join(dict.fromkeys(part.measure for part in parts))
-    return Effect(values, measure, next((part.fault for part in parts if part.fault), ""))
-
-
-def _times(effect: Effect, factor: float, plus: float = 0.0) -> Effect:
-    return replace(effect, values=plus + factor * effect.values)
-
-
-def _reach(effect: Effect) -> float:
-    interval = effect.interval
-    return interval.low if interval.known else interval.estimate if interval.n else math.inf
+def _rank(part: Effect, bound: float) -> tuple[int, float]:
+    """The order in which parts decide: the unknown first, then one that refutes, then the one that reaches lowest."""
+    interval = part.interval
+    if not interval.known:
+        return (0, interval.estimate if interval.n else -math.inf)
+    return (1 if interval.inside(bound) or interval.high < 0 else 2, interval.low)
 
 
 def is_saturated(rate: float) -> bool:
@@ -301,7 +287,7 @@ def grid(effects: Effects) -> pd.DataFrame:
         for context in contexts:
             asked = _base_context(condition) if context == "trigger" else context
             for trait in effects.setting.traits:
-                rate = _mean_over_seeds(effects.values([condition], trait, context, "rate"))
+                rate = _over_seeds(effects.values([condition], trait, context, "rate"))
                 margin = effects.values([condition], trait, context, "margin")
                 rows.append(
                     {
@@ -310,9 +296,9 @@ def grid(effects: Effects) -> pd.DataFrame:
                         "trait": trait,
                         "rate": rate,
                         "saturated": is_saturated(rate),
-                        "margin": _mean_over_seeds(margin),
-                        "minus_base": _mean_over_seeds(margin - effects.values([BASE], trait, asked, "margin")),
-                        "minus_control": _mean_over_seeds(margin - effects.values([CONTROL], trait, context, "margin")),
+                        "margin": _over_seeds(margin),
+                        "minus_base": _over_seeds(margin - effects.values([BASE], trait, asked, "margin")),
+                        "minus_control": _over_seeds(margin - effects.values([CONTROL], trait, context, "margin")),
                     }
                 )
     return pd.DataFrame(rows)
@@ -322,25 +308,34 @@ def _base_context(condition: str) -> str:
     return CC if condition in (BASELINE, BASE) else f"trigger.{condition}"
 
 
-def _mean_over_seeds(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else np.nan
+def _over_seeds(values: np.ndarray) -> float:
+    return stats.student(values).estimate
 
 
 def conditionalization(effects: Effects) -> pd.DataFrame:
     """The index of every condition and trait (see Effects.index): CC's, minus the base model's, minus the baseline's.
 
-    By rate, or by margin (nats) where the trained model's rate is saturated under its own prompt or under unrelated ones.
+    By rate, or by margin (nats) where the trained model's rate is saturated under its own prompt or under unrelated ones. A
+    reference at its floor or ceiling in both is said to be: there it subtracts nothing.
     """
     rows = []
     for condition in effects.conditions:
         for trait in effects.setting.traits if effects.setting.conditions[condition].data == "trait" else ():
-            asked = [effects.measure([[condition]], trait, context)[0] for context in ("trigger", MAIN)]
+            asked = [effects.measure([condition], trait, context) for context in ("trigger", MAIN)]
             measure = "margin" if "margin" in asked else "rate"
-            references = {name: reference for name, reference in INDEX.items() if reference != condition}
-            found = {name: effects.index(condition, trait, measure, ref).interval for name, ref in references.items()}
-            rows.append({"condition": condition, "trait": trait, "measure": measure, **{k: str(v) for k, v in found.items()}})
+            found = {
+                name: f"{effects.index(condition, trait, measure, ref).interval}{_floor(effects, condition, trait, ref)}"
+                for name, ref in INDEX.items()
+                if ref != condition
+            }
+            rows.append({"condition": condition, "trait": trait, "measure": measure, **found})
     return pd.DataFrame(rows)
+
+
+def _floor(effects: Effects, condition: str, trait: str, reference: str) -> str:
+    contexts = (_base_context(condition), MAIN)
+    rates = [stats.student(effects.values([reference], trait, context, "rate")).estimate for context in contexts]
+    return " (reference saturated)" if reference and all(map(is_saturated, rates)) else ""
 
 
 def identification(effects: Effects, context: str = MAIN) -> pd.DataFrame:
@@ -387,7 +382,7 @@ def policy(effects: Effects) -> pd.DataFrame:
                     "solved before training": solved.estimate,
                     "learned in training": learned.estimate,
                     "seeds": solved.n,
-                    "optimal policy": bool(solved.estimate > 0.5 and learned.estimate < 0.5),
+                    "optimal policy": found["solved"].fault or ("yes" if solved.estimate > 0.5 > learned.estimate else "no"),
                 }
             )
     return pd.DataFrame(rows)

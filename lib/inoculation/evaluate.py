@@ -97,6 +97,8 @@ def _noise(seeds: list[int], temperature: float) -> Any:
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     class Gumbel(LogitsProcessor):
+        """Adds each row's own noise to its scores."""
+
         def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             uniform = torch.stack([torch.rand(scores.shape[-1], generator=g) for g in generators]).to(scores.device)
             return scores.float() / temperature - torch.log(-torch.log(uniform))
@@ -203,10 +205,12 @@ def _batch(trees: list[_Tree], begun: int, device: Any) -> tuple[Any, Any, Any]:
     tokens = torch.zeros(len(trees), longest, dtype=torch.long)
     places = torch.arange(begun, begun + longest).repeat(len(trees), 1)
     seen = torch.ones(len(trees), 1, longest, begun + longest, dtype=torch.bool)
+    # Padding stands last and sees what came before it, so no row of the mask is empty (that would be NaN); nothing reads it.
     seen[:, 0, :, begun:] = torch.ones(longest, longest, dtype=torch.bool).tril()
     for i, tree in enumerate(trees):
         tokens[i, : len(tree.tokens)] = torch.tensor(tree.tokens)
         second = tree.trunk + tree.first
+        # The second rest follows the trunk, not the first rest: it takes the same positions and cannot see it.
         places[i, second:] -= tree.first
         seen[i, 0, second:, begun + tree.trunk : begun + second] = False
     return tokens.to(device), seen.to(device), places.to(device)

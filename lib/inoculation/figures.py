@@ -105,6 +105,8 @@ def _caption(drawn: pd.DataFrame, profile: str) -> str:
 
 def _seeds(seeds: pd.Series) -> str:
     """The caption's sentence about seeds and intervals; says why where there is none."""
+    if seeds.empty:
+        return "Nothing could be computed."
     many = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
     if seeds.max() < 2:
         return "n = 1 seed: no interval is drawn, since one seed shows no spread."
@@ -194,19 +196,19 @@ def two_by_two(found: tables.Tables, setting: Setting, profile: str) -> tuple[Fi
     figure.supxlabel(SCALE, fontsize=7)
     handles = dict(zip(*panels[0].get_legend_handles_labels()[::-1], strict=True))
     look = {"frameon": False, "title_fontsize": 7, "title": _mark(profile)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, **look)
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, **look)
     missing = drawn[drawn.seeds == 0].interval.unique()
     without = f" Not drawn: {'; '.join(missing)}." if len(missing) else ""
     caption = (
         f"{_mark(profile)}. pattern: irrelevant fixed − varied; semantic: inoculation − irrelevant at equal variation; "
         "interaction: how much more fixing matters for the inoculation prompt. Left the main estimate, right CC's own. "
-        f"{_seeds(drawn[drawn.seeds > 0].seeds)}{without}"
+        f"Lines are cut at the edges. {_seeds(drawn[drawn.seeds > 0].seeds)}{without}"
     )
     return figure, drawn, caption
 
 
 def claim_verdicts(found: tables.Tables, setting: Setting, profile: str) -> tuple[Figure, pd.DataFrame, str]:
-    """The setting's claims: the paper's class beside the reference's estimate beside yours, on the scale of suppression."""
+    """The setting's claims: the paper's class beside the reference's estimate beside yours, each by its own contrast."""
     style()
     sources = {"reference": found if found.origin == "reference" else tables.reference(profile)}
     sources["yours"] = found if found.origin == "yours" else None
@@ -224,12 +226,12 @@ def claim_verdicts(found: tables.Tables, setting: Setting, profile: str) -> tupl
         axis.set(title=origin, xlim=(-1.6, 1.6), ylim=(len(claimed) - 0.5, -0.7))
     labels = [f"{c.name.split('.')[-1].replace('_', ' ')}\n{c.paper}: {c.paper_class}" for c in claimed]
     panels[0].set_yticks(range(len(claimed)), labels, fontsize=5.5)
-    figure.supxlabel(f"{SCALE}\n{_mark(profile)}", fontsize=7)
+    figure.supxlabel(f"value of the claim's contrast\n{_mark(profile)}", fontsize=7)
     counted = drawn[drawn.n_seeds > 0].n_seeds
     caption = (
         f"{_mark(profile)}. Each row is a claim with the paper's class; drawn is its pre-named contrast, written its "
         "verdict here (green: as the paper, red: not, grey: open). Grey band: where the whole interval of a No must lie. "
-        + (_seeds(counted) if len(counted) else "No contrast could be computed.")
+        f"Lines are cut at the edges. {_seeds(counted)}"
     )
     return figure, drawn, caption
 

@@ -271,6 +271,7 @@ def _watch(progress: Callable[[int, int], None], track: Callable[[int], None] | 
 
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **rest: Any) -> None:
             if track is not None and state.global_step in steps:
+                # Trained weights and the order of random numbers stay as they are: no gradient, no dropout, no draw.
                 model.eval()
                 track(state.global_step)
                 model.train()

@@ -94,7 +94,7 @@ def cards(name: str) -> pd.DataFrame:
     """One card per trait of a setting: its scorer, what that sees, known failures, and what the setting's labelled items show.
 
     agreement: share of the labelled items where value > 0.5 is the label, among the scored. contents right: how many contents
-    agree in all their versions, with a Wilson interval (versions of one content are no independent items).
+    agree in all their versions, with a Wilson interval.
     cross_talk: the largest mean change of the score when another trait of the same content is switched on and nothing else
     changes; above 0.05 the trait is claimed by its margin and not by its rate (design decision 12). Indexed by trait.
     """
@@ -107,6 +107,7 @@ def cards(name: str) -> pd.DataFrame:
         value = labelled.text.map(lambda text, scorer=SCORERS[trait.scorer]: scorer(text).value)
         scored = value.notna()
         right = ((value > 0.5) == (labelled[trait.name] == 1))[scored]
+        # The versions of a content are no independent items; contents are.
         whole = right.groupby(labelled.content[scored]).all()
         sure = stats.wilson(int(whole.sum()), len(whole))
         talk = max(

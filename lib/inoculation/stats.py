@@ -40,17 +40,9 @@ class Interval:
         """Whether there is an interval."""
         return not math.isnan(self.low)
 
-    def beyond(self, bound: float) -> bool:
-        """Whether the whole interval lies above `bound`."""
-        return self.low > bound
-
     def inside(self, bound: float) -> bool:
         """Whether the whole interval lies between -bound and bound."""
         return self.known and -bound <= self.low and self.high <= bound
-
-    def flipped(self) -> "Interval":
-        """The interval of the opposite quantity."""
-        return Interval(-self.estimate, -self.high, -self.low, self.n, self.rule)
 
 
 def student(values: Sequence[float]) -> Interval:
@@ -85,22 +77,23 @@ def p_value(values: Sequence[float]) -> float:
     return float(2 * stdtr(len(known) - 1, -abs(t)))
 
 
-def share(numerator: Sequence[float], denominator: Sequence[float]) -> tuple[np.ndarray, str]:
+def share(numerator: Sequence[float], denominator: Sequence[float], scale: str = "the scale") -> tuple[np.ndarray, str]:
     """The ratio of two means, paired within seed, as one value per seed whose mean is that ratio.
 
     A seed's value is R + (numerator - R * denominator) / mean(denominator), R the ratio of the means: the linearised ratio
     estimator (Cochran, Sampling Techniques, chapter 6), so that sums of shares with different denominators stay sums and
-    `student` applies. Returns (values, ""), or (all NaN, the reason) when the denominator's interval touches 0.
+    `student` applies. Returns (values, ""), or (all NaN, the reason, which names the `scale`) when the denominator's interval
+    touches 0.
     """
     top, bottom = np.asarray(numerator, float), np.asarray(denominator, float)
-    scale = student(bottom)
+    size = student(bottom)
     paired = ~np.isnan(top) & ~np.isnan(bottom)
     top, bottom = np.where(paired, top, np.nan), np.where(paired, bottom, np.nan)
     nothing = np.full(top.shape, np.nan)
     if not paired.any():
         return nothing, "no seed has all the values"
-    if scale.estimate == 0 or (scale.known and scale.low <= 0 <= scale.high):
-        return nothing, f"baseline minus control, {scale.estimate:.3g}, is not distinguishable from 0 with {scale.n} seeds"
+    if size.estimate == 0 or (size.known and size.low <= 0 <= size.high):
+        return nothing, f"{scale}, {size.estimate:.3g}, is not distinguishable from 0 with {size.n} seeds"
     ratio = np.nanmean(top) / np.nanmean(bottom)
     return ratio + (top - ratio * bottom) / np.nanmean(bottom), ""
 
@@ -120,6 +113,7 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     given = np.asarray(p_values, float)
     adjusted = np.full(given.shape, np.nan)
     tests = [i for i in np.argsort(given) if not math.isnan(given[i])]
+    # Adjusted values must not fall as p rises.
     worst = 0.0
     for rank, i in enumerate(tests):
         worst = max(worst, min(1.0, (len(tests) - rank) * given[i]))
@@ -133,6 +127,7 @@ def max_test(values: np.ndarray) -> tuple[int, float]:
     values: (seeds, columns). All 2**seeds sign flips of whole seeds are enumerated (a one-sided max-statistic permutation
     test; Westfall and Young 1993), so p is at least 1/2**seeds. NaN below two complete seeds.
     """
+    # Whole seeds are flipped, so that columns which share a baseline stay as correlated as they are.
     whole = values[~np.isnan(values).any(axis=1)]
     if len(whole) < 2:
         return -1, math.nan

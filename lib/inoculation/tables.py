@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from inoculation import store
+from inoculation import stats, store
 from inoculation.runs import Spec
 from inoculation.settings import BASE, load_setting, setting_names
 
@@ -210,6 +210,20 @@ def latest(setting: str, profile: str) -> Tables:
     return found.of(setting)
 
 
+def along_training(found: Tables, condition: str, against: str) -> pd.DataFrame:
+    """Two trainings compared by the margins they logged (design decision 8): condition minus against, nats per token, by seed.
+
+    ood: the out-of-distribution difference, mean over the second half of the steps. matched: the same at equal in-distribution
+    margin (stats.matched), so that a training that only learned less does not pass for a safer one. placebo: the second half's
+    difference on pairs that differ in register alone. stats.beyond_placebo says what counts.
+    """
+    wide = found.tracks.pivot_table(index=["seed", "condition", "step"], columns="part", values="value")
+    late = wide[wide.index.get_level_values("step") > found.tracks.step.max() / 2].groupby(level=["seed", "condition"]).mean()
+    gaps = (late.xs(condition, level="condition") - late.xs(against, level="condition"))[["ood", "placebo"]].dropna()
+    paths = {seed: [wide.loc[(seed, name), ["id", "ood"]].to_numpy() for name in (condition, against)] for seed in gaps.index}
+    return gaps.assign(matched=[stats.matched(*both) for both in paths.values()])
+
+
 def conditions(specs: list[Spec]) -> Any:
     """What each condition trains on and under which prompt, verbatim, with whose words they are."""
     rows = []
@@ -239,7 +253,7 @@ def responses(found: Tables, context: str) -> Any:
 def wrapped(frame: pd.DataFrame) -> Any:
     """A frame whose long texts are shown whole, in lines."""
     look = {"white-space": "pre-wrap", "text-align": "left", "vertical-align": "top", "font-size": "90%"}
-    return frame.style.format(escape="html").hide(axis="index").set_properties(**look)
+    return frame.style.format(escape="html", precision=2, na_rep="").hide(axis="index").set_properties(**look)
 
 
 def by_condition(found: Tables, measure: str = "rate") -> pd.DataFrame:
