@@ -186,6 +186,14 @@ def test_what_was_not_run_and_what_cannot_be_tested_is_said():
     assert "dataset-size sweep" in verdicts(planted())["cc.spanish_vs_caps.size"].reason
 
 
+def test_a_contrast_of_conditions_that_the_profile_does_not_have_is_not_testable():
+    found = planted()
+    smoke = replace(found, scores=found.scores.assign(profile="smoke"))
+    judged = verdicts(smoke)
+    assert judged["cc.table.spanish_vs_caps.irrelevant_suppress"].reason == "the profile has no such condition"
+    assert {v.verdict for v in judged.values()} <= {"not testable", "not run", "Inconclusive", "Strong", "No"}
+
+
 def test_two_inconclusives_are_not_agreement():
     assert claims.agreement("Inconclusive", "Inconclusive") == "open"
     assert claims.agreement("Strong", "Weak") == "agree"

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from inoculation import stats, store, tables
-from inoculation.effects import BASELINE, CC, CONTROL, Contrast, Effect, Effects, evaluate
+from inoculation.effects import BASELINE, CC, CONTROL, Contrast, Effect, Effects, asked, evaluate
 from inoculation.settings import Block, Setting, load_setting, nearest, read_yaml, setting_names
 
 YES, NO = ("Strong", "Moderate", "Weak", "Yes"), ("No", "Opposite")
@@ -310,7 +310,7 @@ def _some_prompt(contrast: Contrast, effects: Effects) -> list[str]:
         return []
     columns = {
         f"{name} on {trait}": effects.suppression([name], trait, contrast.context).values
-        for direction, trait in _asked(contrast, effects)
+        for _, direction, trait in asked(contrast, effects.setting)
         for name in effects.matching(contrast.conditions, direction)
     }
     columns = {look: values for look, values in columns.items() if not np.isnan(values).all()}
@@ -319,17 +319,10 @@ def _some_prompt(contrast: Contrast, effects: Effects) -> list[str]:
     return [f"some one  {found}, {len(columns)} looks (max-statistic test)"]
 
 
-def _asked(contrast: Contrast, effects: Effects) -> list[tuple[str, str]]:
-    """The (direction, trait) pairs that a contrast asks about; no direction where it asks about all traits."""
-    directions = effects.setting.directions
-    every = [("", trait) for trait in effects.setting.traits] if "all" in contrast.traits else []
-    return every + [(d, roles[role]) for role in contrast.traits if role != "all" for d, roles in directions.items()]
-
-
 def _measurement_error(contrast: Contrast, effects: Effects) -> list[str]:
     """How far other questions could have moved the raw difference behind each part; says nothing about other seeds."""
     lines = []
-    for direction, trait in _asked(contrast, effects):
+    for _, direction, trait in asked(contrast, effects.setting):
         conditions, minus = (effects.matching(patterns, direction) for patterns in (contrast.conditions, contrast.minus))
         against = minus or [BASELINE]
         measure = effects.measure([BASELINE, *conditions, *minus], trait, contrast.context)

@@ -209,7 +209,9 @@ def evaluate(effects: Effects, contrast: Contrast, bound: float, context: str = 
     context: replaces the contrast's own. bound: how large an effect must be to matter, for contrasts that every part decides.
     """
     context = context or contrast.context
-    parts = {name: part for name, _, part in _parts(effects, contrast, context)}
+    parts = _parts(effects, contrast, context)
+    if not parts:
+        return Effect(np.full(len(effects.seeds), np.nan), "the profile has no such condition"), "", parts
     if contrast.kind == "fall_short" or contrast.every:
         decides = min(parts, key=lambda name: _rank(parts[name], bound))
         return parts[decides], decides, parts
@@ -218,21 +220,26 @@ def evaluate(effects: Effects, contrast: Contrast, bound: float, context: str = 
     return Effect(values, next((part.fault for part in parts.values() if part.fault), ""), measure), "", parts
 
 
-def _parts(effects: Effects, contrast: Contrast, context: str) -> list[tuple[str, str, Effect]]:
-    """Name, trait and effect of every part of a contrast."""
-    known = effects.setting
+def _parts(effects: Effects, contrast: Contrast, context: str) -> dict[str, Effect]:
     if contrast.kind == "fall_short":
-        return [
-            (f"{name} (direction {direction})", "", _from_corner(effects, name, roles, context))
-            for direction, roles in known.directions.items()
+        return {
+            f"{name} (direction {direction})": _from_corner(effects, name, roles, context)
+            for direction, roles in effects.setting.directions.items()
             for name in effects.matching(contrast.conditions, direction)
-        ]
-    asked = [("", "", trait) for trait in known.traits] if "all" in contrast.traits else []
-    asked += [(role, d, roles[role]) for role in contrast.traits if role != "all" for d, roles in known.directions.items()]
-    return [
-        (f"{role} {trait} (direction {d})" if role else trait, trait, _suppression(effects, contrast, d, trait, context))
-        for role, d, trait in asked
-    ]
+        }
+    return {
+        f"{role} {trait} (direction {direction})" if direction else trait: _suppression(
+            effects, contrast, direction, trait, context
+        )
+        for role, direction, trait in asked(contrast, effects.setting)
+    }
+
+
+def asked(contrast: Contrast, setting: Setting) -> list[tuple[str, str, str]]:
+    """The (role, direction, trait) triples that a contrast asks about; no direction where it asks about all traits."""
+    every = [("all", "", trait) for trait in setting.traits] if "all" in contrast.traits else []
+    roles = [role for role in contrast.traits if role != "all"]
+    return every + [(role, d, traits[role]) for role in roles for d, traits in setting.directions.items()]
 
 
 def _suppression(effects: Effects, contrast: Contrast, direction: str, trait: str, context: str) -> Effect:
