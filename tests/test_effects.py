@@ -77,6 +77,10 @@ def test_the_index_subtracts_what_the_prompt_does_by_asking():
     table = effects.conditionalization(found)
     assert set(table.columns) == {"condition", "trait", "measure", *effects.INDEX}
     assert "control" not in set(table.condition)
+    at_its_floor = known(ends={"rate": (0.7, 0.01), "margin": (20.0, -20.0)}, **QUIET)
+    told = effects.conditionalization(at_its_floor).set_index(["condition", "trait"]).loc[("irrelevant.tea", "caps")]
+    assert (told.measure, "reference saturated" in told["minus base"]) == ("rate", True)
+    assert "reference saturated" not in told["minus baseline"]
 
 
 def test_the_grid_marks_saturation_and_subtracts_within_the_same_context():

@@ -328,21 +328,20 @@ def conditionalization(effects: Effects) -> pd.DataFrame:
     rows = []
     for condition in effects.conditions:
         for trait in effects.setting.traits if effects.setting.conditions[condition].data == "trait" else ():
-            asked = [effects.measure([condition], trait, context) for context in ("trigger", MAIN)]
-            measure = "margin" if "margin" in asked else "rate"
-            found = {
-                name: f"{effects.index(condition, trait, measure, ref).interval}{_floor(effects, condition, trait, ref)}"
-                for name, ref in INDEX.items()
-                if ref != condition
-            }
+            chosen = [effects.measure([condition], trait, context) for context in ("trigger", MAIN)]
+            measure = "margin" if "margin" in chosen else "rate"
+            found = {name: _told(effects, condition, trait, measure, ref) for name, ref in INDEX.items() if ref != condition}
             rows.append({"condition": condition, "trait": trait, "measure": measure, **found})
     return pd.DataFrame(rows)
 
 
-def _floor(effects: Effects, condition: str, trait: str, reference: str) -> str:
-    contexts = (_base_context(condition), MAIN)
-    rates = [stats.student(effects.values([reference], trait, context, "rate")).estimate for context in contexts]
-    return " (reference saturated)" if reference and all(map(is_saturated, rates)) else ""
+def _told(effects: Effects, condition: str, trait: str, measure: str, reference: str) -> str:
+    told = str(effects.index(condition, trait, measure, reference).interval)
+    if measure == "margin" or not reference:
+        return told
+    rates = [effects.values([reference], trait, context, "rate") for context in (_base_context(condition), MAIN)]
+    floor = all(is_saturated(stats.student(rate).estimate) for rate in rates)
+    return f"{told} (reference saturated)" if floor else told
 
 
 def identification(effects: Effects, context: str = MAIN) -> pd.DataFrame:
