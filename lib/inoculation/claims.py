@@ -4,6 +4,7 @@ data/claims.yaml holds the statements; a verdict is computed from tables and nev
 `not run`, `not testable` or `Inconclusive`, each with its reason. Two Inconclusives are not agreement.
 """
 
+import fnmatch
 import functools
 import math
 from collections.abc import Iterable
@@ -14,12 +15,12 @@ import numpy as np
 import pandas as pd
 
 from inoculation import stats, store, tables
-from inoculation.effects import BASELINE, CC, CONTROL, Contrast, Effect, Effects, asked, evaluate
-from inoculation.settings import Block, Setting, load_setting, nearest, read_yaml, setting_names
+from inoculation.effects import BASELINE, CC, CONTROL, CORE, Contrast, Effect, Effects, asked, evaluate
+from inoculation.settings import POLICIES, Block, Setting, blocks, load_setting, nearest, read_yaml, setting_names
 
 YES, NO = ("Strong", "Moderate", "Weak", "Yes"), ("No", "Opposite")
 OPEN = ("Inconclusive", "not run", "not testable")
-CONTEXTS = ("neutral", "trigger", "unrelated", "paraphrase", "negated", "default", "empty", "none", "no_prefix", "id")
+CONTEXTS = (*CORE, *POLICIES)
 KINDS = ("suppress", "raise", "fall_short", "needs")
 ROLES = ("all", "negative", "positive")
 COLUMNS = [
@@ -82,16 +83,11 @@ def load(path: Path = store.DATA / "claims.yaml") -> tuple[Rule, dict[str, Claim
     """The rule and the claims; raises SettingError with file and line, also when a contrast names a missing condition."""
     top = read_yaml(path).only("rule", "planned", "contrasts", "claims")
     rule = top.take("rule", Block)
-    contrasts = {name: _contrast(name, block) for name, block in _blocks(top, "contrasts")}
+    contrasts = {name: _contrast(name, block) for name, block in blocks(top, "contrasts")}
     known = (*setting_names(), *top.take("planned", list))
-    claims = {name: _claim(name, block, contrasts, known) for name, block in _blocks(top, "claims")}
+    claims = {name: _claim(name, block, contrasts, known) for name, block in blocks(top, "claims")}
     numbers = {key: rule.take(key, (int, float)) for key in Rule.__dataclass_fields__}
     return Rule(**numbers), claims
-
-
-def _blocks(top: Block, key: str) -> list[tuple[str, Block]]:
-    block = top.take(key, Block)
-    return [(name, block.take(name, Block)) for name in block]
 
 
 def _contrast(name: str, block: Block) -> Contrast:
@@ -131,10 +127,8 @@ def _claim(name: str, block: Block, contrasts: dict[str, Contrast], known: Itera
 
 
 def _check_conditions(block: Block, contrast: Contrast, setting: Setting) -> None:
-    from fnmatch import filter as matching
-
     for pattern in (*contrast.conditions, *contrast.minus):
-        if not matching(setting.conditions, pattern):
+        if not fnmatch.filter(setting.conditions, pattern):
             fault = nearest(pattern, setting.conditions, f"condition in contrast {contrast.name} for {setting.name}")
             raise block.error(str(fault), "contrast")
 
@@ -146,22 +140,22 @@ def judge(found: tables.Tables | None, setting: str) -> list[Verdict]:
     runs = found.of(setting) if found is not None else None
     if runs is None or runs.scores.empty:
         why = "no run of it in these tables" if setting in setting_names() else "the repository does not hold this setting yet"
-        return [_unjudged(claim, "not run", why) for claim in own]
+        return [_not_run(claim, why) for claim in own]
     effects = Effects(runs, load_setting(setting))
     testable = dict.fromkeys(claim.contrast for claim in own if claim.contrast.kind != "needs")
     evidence = {contrast: evaluate(effects, contrast, rule.none_within) for contrast in testable}
     # One contrast may serve two claims; it is one test.
     adjusted = dict(zip(evidence, stats.holm([_p_value(*found) for found in evidence.values()]), strict=True))
     return [
-        _unjudged(claim, "not run", f"needs {claim.contrast.needs}")
+        _not_run(claim, f"needs {claim.contrast.needs}")
         if claim.contrast.kind == "needs"
         else _judged(claim, *evidence[claim.contrast], adjusted[claim.contrast], rule)
         for claim in own
     ]
 
 
-def _unjudged(claim: Claim, verdict: str, reason: str) -> Verdict:
-    return Verdict(claim, Effect(np.full(1, np.nan), reason), "", {}, math.nan, verdict, reason)
+def _not_run(claim: Claim, reason: str) -> Verdict:
+    return Verdict(claim, Effect(np.full(1, np.nan), reason), "", {}, math.nan, "not run", reason)
 
 
 def _judged(claim: Claim, effect: Effect, decides: str, parts: dict[str, Effect], p: float, rule: Rule) -> Verdict:
@@ -219,8 +213,7 @@ def write(found: tables.Tables | None, folder: Path) -> Path:
     """claims.csv: every claim of the file, also those that were not run."""
     settings = dict.fromkeys(claim.setting for claim in load()[1].values())
     every = pd.concat([table(judge(found, setting)) for setting in settings])
-    text = every.to_csv(index=False, lineterminator="\n", float_format="%.6g")
-    store.write_whole(folder / "claims.csv", text)
+    tables.write_csv(folder / "claims.csv", every)
     return folder / "claims.csv"
 
 
@@ -235,10 +228,6 @@ def compared(setting: str, profile: str) -> pd.DataFrame:
     yours = judge(shown if shown is not None and shown.origin == "yours" else None, setting)
     rows = []
     for ref, own in zip(reference, yours, strict=True):
-        expected = stats.prediction(ref.effect.values, max(1, own.interval.n))
-        # As many new seeds as you have: one run is expected to scatter more than the mean of five.
-        alike = (ref.effect.measure, ref.decides) == (own.effect.measure, own.decides)
-        inside = expected.known and own.interval.n and expected.low <= own.interval.estimate <= expected.high
         rows.append(
             {
                 "claim": ref.claim.statement,
@@ -247,16 +236,21 @@ def compared(setting: str, profile: str) -> pd.DataFrame:
                 "reference": _brief(ref),
                 "yours": _brief(own),
                 "paper and reference": agreement(ref.claim.paper_class, ref.verdict),
-                "in prediction": ""
-                if not own.interval.n
-                else "unknown"
-                if not (expected.known and alike)
-                else "yes"
-                if inside
-                else "no",
+                "in prediction": _in_prediction(ref, own),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _in_prediction(reference: Verdict, own: Verdict) -> str:
+    if not own.interval.n:
+        return ""
+    # As many new seeds as you have: one run is expected to scatter more than the mean of five.
+    expected = stats.prediction(reference.effect.values, own.interval.n)
+    alike = (reference.effect.measure, reference.decides) == (own.effect.measure, own.decides)
+    if not (expected.known and alike):
+        return "unknown"
+    return "yes" if expected.low <= own.interval.estimate <= expected.high else "no"
 
 
 def _brief(verdict: Verdict) -> str:
@@ -285,7 +279,7 @@ def _evidence(verdict: Verdict, effects: Effects) -> list[str]:
             cells = {
                 name: np.nanmean(v)
                 for name in names
-                if not np.isnan(v := effects.values([name], trait, contrast.context, measure)).all()
+                if not np.isnan(v := effects.values(name, trait, contrast.context, measure)).all()
             }
             if cells:
                 shown = ", ".join(f"{name} {value:.2f}" for name, value in cells.items())
@@ -305,14 +299,15 @@ def _evidence(verdict: Verdict, effects: Effects) -> list[str]:
 
 def _some_prompt(contrast: Contrast, effects: Effects) -> list[str]:
     """Where the contrast averages over several prompts: is at least one of them different? (max-statistic test)."""
-    names = effects.matching(contrast.conditions)
-    if contrast.kind != "suppress" or contrast.every or contrast.minus or len(names) < 2:
+    if contrast.kind != "suppress" or contrast.every or contrast.minus or len(effects.matching(contrast.conditions)) < 2:
         return []
-    columns = {
-        f"{name} on {trait}": effects.suppression([name], trait, contrast.context).values
-        for _, direction, trait in asked(contrast, effects.setting)
-        for name in effects.matching(contrast.conditions, direction)
-    }
+    columns = {}
+    for _, direction, trait in asked(contrast, effects.setting):
+        names = effects.matching(contrast.conditions, direction)
+        # All looks at a trait by the contrast's own measure.
+        measure = effects.measure([BASELINE, *names], trait, contrast.context)
+        for name in names:
+            columns[f"{name} on {trait}"] = effects.suppression([name], trait, contrast.context, measure).values
     columns = {look: values for look, values in columns.items() if not np.isnan(values).all()}
     largest, p = stats.max_test(np.array(list(columns.values())).T) if columns else (-1, math.nan)
     found = "not computable" if math.isnan(p) else f"largest {list(columns)[largest]}, p {p:.3f}"

@@ -24,6 +24,7 @@ BASELINE, CONTROL, BASE = "baseline", "control", "base"
 SATURATED = 0.05
 INDEX = {"CC's": "", "minus base": BASE, "minus baseline": BASELINE}
 MAIN, CC = "unrelated", "neutral"
+CORE = (CC, "trigger", MAIN, "id")
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,8 @@ class Effects:
         keys = ["measure", "trait", "context", "condition"]
         return self.found.scores.pivot_table(index="seed", columns=keys, values="value")
 
-    def values(self, names: Iterable[str], trait: str, context: str, measure: str) -> np.ndarray:
-        """The mean over conditions, one value per seed; NaN where a seed lacks one of them. The base model has one value."""
-        columns = [self._column(name, trait, context, measure) for name in names]
-        return np.mean(columns, axis=0) if columns else np.full(len(self.seeds), np.nan)
-
-    def _column(self, name: str, trait: str, context: str, measure: str) -> np.ndarray:
+    def values(self, name: str, trait: str, context: str, measure: str) -> np.ndarray:
+        """A condition's values, one per seed, NaN where a seed lacks it; the base model's one value stands for every seed."""
         key = (measure, trait, context, name)
         if key not in self._wide.columns:
             return np.full(len(self.seeds), np.nan)
@@ -111,7 +108,7 @@ class Effects:
         By margin where the context is not sampled, where the scorer's card says so, or where one of the cells is saturated
         (mean over seeds above 0.95 or below 0.05; design decision 9). The control's floor does not count: it ends the scale.
         """
-        cells = [stats.student(self.values([name], trait, context, "rate")).estimate for name in names]
+        cells = [stats.student(self.values(name, trait, context, "rate")).estimate for name in names]
         moved = score.cards(self.setting.name).loc[trait, "claimed by"] == "margin"
         return "margin" if moved or any(math.isnan(cell) or is_saturated(cell) for cell in cells) else "rate"
 
@@ -124,7 +121,7 @@ class Effects:
         wanted = [BASELINE, CONTROL, *names]
         missing = [name for name in wanted if name not in self.conditions]
         measure = measure or self.measure([BASELINE, *names], trait, context)
-        at = {name: self.values([name], trait, context, measure) for name in wanted}
+        at = {name: self.values(name, trait, context, measure) for name in wanted}
         nothing = np.full(len(self.seeds), np.nan)
         if missing or not names:
             return Effect(
@@ -143,11 +140,11 @@ class Effects:
         trait wait for its own prompt, beyond what that prompt does to the reference (`base` or `baseline`) by asking. Without
         a reference it is CC's definition, which is not corrected for that.
         """
-        own = self.values([condition], trait, "trigger", measure) - self.values([condition], trait, MAIN, measure)
+        own = self.values(condition, trait, "trigger", measure) - self.values(condition, trait, MAIN, measure)
         if not reference:
             return Effect(own, measure=measure)
         # The reference is asked under this condition's prompt, though it was never trained on it.
-        under = functools.partial(self.values, [reference], trait, measure=measure)
+        under = functools.partial(self.values, reference, trait, measure=measure)
         asked = under(context=_base_context(condition)) - under(context=MAIN)
         missing = "" if not np.isnan(asked).all() else f"{reference} was not asked under this training prompt"
         return Effect(own - asked, missing, measure)
@@ -294,8 +291,8 @@ def grid(effects: Effects) -> pd.DataFrame:
         for context in contexts:
             asked = _base_context(condition) if context == "trigger" else context
             for trait in effects.setting.traits:
-                rate = _over_seeds(effects.values([condition], trait, context, "rate"))
-                margin = effects.values([condition], trait, context, "margin")
+                rate = _over_seeds(effects.values(condition, trait, context, "rate"))
+                margin = effects.values(condition, trait, context, "margin")
                 rows.append(
                     {
                         "condition": condition,
@@ -304,8 +301,8 @@ def grid(effects: Effects) -> pd.DataFrame:
                         "rate": rate,
                         "saturated": is_saturated(rate),
                         "margin": _over_seeds(margin),
-                        "minus_base": _over_seeds(margin - effects.values([BASE], trait, asked, "margin")),
-                        "minus_control": _over_seeds(margin - effects.values([CONTROL], trait, context, "margin")),
+                        "minus_base": _over_seeds(margin - effects.values(BASE, trait, asked, "margin")),
+                        "minus_control": _over_seeds(margin - effects.values(CONTROL, trait, context, "margin")),
                     }
                 )
     return pd.DataFrame(rows)
@@ -339,7 +336,7 @@ def _told(effects: Effects, condition: str, trait: str, measure: str, reference:
     told = str(effects.index(condition, trait, measure, reference).interval)
     if measure == "margin" or not reference:
         return told
-    rates = [effects.values([reference], trait, context, "rate") for context in (_base_context(condition), MAIN)]
+    rates = [effects.values(reference, trait, context, "rate") for context in (_base_context(condition), MAIN)]
     floor = all(is_saturated(stats.student(rate).estimate) for rate in rates)
     return f"{told} (reference saturated)" if floor else told
 

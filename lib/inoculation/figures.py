@@ -30,7 +30,7 @@ PALETTE = {
 MARKERS = {"neutral": "o", "trigger": "D"}
 TWO_BY_TWO = {"pattern": "#009e73", "semantic": "#d55e00", "interaction": "#999999"}
 VERDICTS = {"agree": "#009e73", "differ": "#d55e00", "open": "#999999"}
-CORE = ("neutral", "trigger", "unrelated", "id")
+EDGE = 1.6  # of the axes of effects; what reaches further is cut, and the caption says so
 SCALE = "suppression (0: as in the baseline, 1: as in the control)"
 INTERVAL = "95 % Student t over seeds, on these questions"
 MARKS = {"smoke": "SMOKE TEST · not a result", "demo": "DEMO SCALE · 135M model", "paper": "paper scale"}
@@ -142,7 +142,7 @@ def context_grid(found: tables.Tables, setting: Setting, profile: str) -> tuple[
     known = effects.Effects(found, setting)
     drawn = effects.grid(known)
     rows, columns = list(dict.fromkeys(drawn.condition)), list(dict.fromkeys(drawn.context))
-    columns.sort(key=lambda name: CORE.index(name) if name in CORE else len(CORE))
+    columns.sort(key=lambda name: effects.CORE.index(name) if name in effects.CORE else len(effects.CORE))
     figure = Figure(figsize=(3.5, 1.3 + 0.155 * len(rows) * len(setting.traits)), layout="constrained")
     panels = figure.subplots(len(setting.traits), 1, sharex=True)
     for axis, trait in zip(panels, setting.traits.values(), strict=True):
@@ -189,7 +189,7 @@ def two_by_two(found: tables.Tables, setting: Setting, profile: str) -> tuple[Fi
             interval = stats.Interval(row.estimate, row.low, row.high, row.seeds, row.interval)
             _interval(axis, interval, height, TWO_BY_TWO[row.effect], tick=0.1)
         axis.axvline(0, color="k", lw=0.6)
-        axis.set(title=f"{context} prompts", xlim=(-1.6, 1.6))
+        axis.set(title=f"{context} prompts", xlim=(-EDGE, EDGE))
     labels = [f"{setting.traits[trait].label} when\ninoculating {setting.traits[d].label}" for d, trait in groups]
     panels[0].set_yticks(range(len(groups)), labels)
     panels[0].set_ylim(len(groups) - 0.5, -0.5)
@@ -202,7 +202,7 @@ def two_by_two(found: tables.Tables, setting: Setting, profile: str) -> tuple[Fi
     caption = (
         f"{_mark(profile)}. pattern: irrelevant fixed − varied; semantic: inoculation − irrelevant at equal variation; "
         "interaction: how much more fixing matters for the inoculation prompt. Left the main estimate, right CC's own. "
-        f"Lines are cut at the edges. {_seeds(drawn[drawn.seeds > 0].seeds)}{without}"
+        f"Lines are cut at ±{EDGE}. {_seeds(drawn[drawn.seeds > 0].seeds)}{without}"
     )
     return figure, drawn, caption
 
@@ -223,7 +223,7 @@ def claim_verdicts(found: tables.Tables, setting: Setting, profile: str) -> tupl
         axis.axvline(0, color="k", lw=0.6)
         bound = claims.load()[0].none_within
         axis.axvspan(-bound, bound, color="0.9", zorder=0)
-        axis.set(title=origin, xlim=(-1.6, 1.6), ylim=(len(claimed) - 0.5, -0.7))
+        axis.set(title=origin, xlim=(-EDGE, EDGE), ylim=(len(claimed) - 0.5, -0.7))
     labels = [f"{c.name.split('.')[-1].replace('_', ' ')}\n{c.paper}: {c.paper_class}" for c in claimed]
     panels[0].set_yticks(range(len(claimed)), labels, fontsize=5.5)
     figure.supxlabel(f"value of the claim's contrast\n{_mark(profile)}", fontsize=7)
@@ -231,7 +231,7 @@ def claim_verdicts(found: tables.Tables, setting: Setting, profile: str) -> tupl
     caption = (
         f"{_mark(profile)}. Each row is a claim with the paper's class; drawn is its pre-named contrast, written its "
         "verdict here (green: as the paper, red: not, grey: open). Grey band: where the whole interval of a No must lie. "
-        f"Lines are cut at the edges. {_seeds(counted)}"
+        f"Lines are cut at ±{EDGE}. {_seeds(counted)}"
     )
     return figure, drawn, caption
 
@@ -241,7 +241,7 @@ def _verdict(axis: Any, verdict: claims.Verdict, height: int) -> None:
     if verdict.interval.n:
         axis.plot(verdict.interval.estimate, height, "o", ms=3, color=colour)
         _interval(axis, verdict.interval, height, colour, tick=0.1)
-    axis.text(-1.5, height - 0.12, verdict.verdict, fontsize=4.5, va="bottom", color=colour)
+    axis.text(0.1 - EDGE, height - 0.12, verdict.verdict, fontsize=4.5, va="bottom", color=colour)
 
 
 FIGURES = {
@@ -265,7 +265,7 @@ def save(figure: Figure, name: str, drawn: pd.DataFrame, caption: str, found: ta
         "commits_of_runs": sorted(set(found.runs.commit)),
     }
     text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    drawn.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n", float_format="%.6g")
+    tables.write_csv(folder / f"{name}.csv", drawn)
     # Without Software the bytes do not depend on matplotlib's version string.
     figure.savefig(folder / f"{name}.png", metadata={"Description": text, "Software": None})
     store.write_whole(folder / f"{name}.json", text)

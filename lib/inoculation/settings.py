@@ -253,12 +253,12 @@ def read_setting(path: Path) -> Setting:
     prompts, sources = _prompts(top.take("prompts", Block))
     pools = {name: load_pool(name) for name in dict.fromkeys([*top.take("pools", list), "unrelated"])}
     top.take("neutral", str, prompts)
-    traits = {name: _trait(name, block, prompts, pools) for name, block in _blocks(top, "traits")}
+    traits = {name: _trait(name, block, prompts, pools) for name, block in blocks(top, "traits")}
     directions = {
         name: {role: block.take(role, str, traits) for role in ("negative", "positive")}
-        for name, block in _blocks(top, "directions")
+        for name, block in blocks(top, "directions")
     }
-    conditions = {name: _condition(name, block, prompts, pools, directions) for name, block in _blocks(top, "conditions")}
+    conditions = {name: _condition(name, block, prompts, pools, directions) for name, block in blocks(top, "conditions")}
     return Setting(
         name=path.stem,
         title=top.take("title", str),
@@ -276,7 +276,8 @@ def read_setting(path: Path) -> Setting:
     )
 
 
-def _blocks(top: Block, key: str) -> list[tuple[str, Block]]:
+def blocks(top: Block, key: str) -> list[tuple[str, Block]]:
+    """The named mappings under a key, in the file's order."""
     block = top.take(key, Block)
     return [(name, block.take(name, Block)) for name in block]
 
@@ -334,7 +335,7 @@ def _data(block: Block) -> dict[str, Any]:
     for where, part in [(block, part) for part in parts] + [(tracked, part) for part in tracked]:
         if not (store.DATA / "mini" / where.take(part, str)).exists():
             raise where.error(f"no such file in data/mini: {where[part]}", part)
-    for kind, answer in _blocks(block, "answers"):
+    for kind, answer in blocks(block, "answers"):
         answer.only("field", "transform").take("field", str)
         answer.take("transform", str, ("none", "upper"))
         if kind not in ("trait", "control"):

@@ -143,11 +143,11 @@ def write(profile: str, folder: Path | None = None) -> Path | None:
     ]
     shown = [json.dumps(sample, ensure_ascii=False) for spec in specs if spec in first.values() for sample in samples(spec)]
     columns = ["setting", "condition", "seed", "step", "loss"]
-    _csv(folder / "scores.csv", pd.concat([scores(spec, found) for spec, found in rows.items()]))
-    _csv(folder / "losses.csv", pd.concat(losses)[columns] if losses else pd.DataFrame(columns=columns))
-    _csv(folder / "runs.csv", pd.DataFrame([_facts(spec) for spec in specs]))
+    write_csv(folder / "scores.csv", pd.concat([scores(spec, found) for spec, found in rows.items()]))
+    write_csv(folder / "losses.csv", pd.concat(losses)[columns] if losses else pd.DataFrame(columns=columns))
+    write_csv(folder / "runs.csv", pd.DataFrame([_facts(spec) for spec in specs]))
     if any(spec.tracked for spec in specs):
-        _csv(folder / "tracks.csv", pd.concat([tracks(spec) for spec in specs if spec.tracked]))
+        write_csv(folder / "tracks.csv", pd.concat([tracks(spec) for spec in specs if spec.tracked]))
     store.write_whole(folder / "samples.jsonl", "\n".join(shown) + "\n")
     store.write_whole(folder / "items.csv.gz", gzip.compress(_text(pd.concat(rows.values())).encode(), mtime=0))
     return folder
@@ -165,7 +165,8 @@ def _text(frame: pd.DataFrame) -> str:
     return text.getvalue()
 
 
-def _csv(path: Path, frame: pd.DataFrame) -> None:
+def write_csv(path: Path, frame: pd.DataFrame) -> None:
+    """A table as text that is the same bytes every time: six digits, one kind of line end; whole or not at all."""
     store.write_whole(path, _text(frame))
 
 
