@@ -35,27 +35,61 @@ def test_identical_prompts_are_computed_once(network):
     assert responses.response.nunique() == 1
 
 
-def test_a_response_ends_at_the_first_end_of_turn(network):
+def test_a_response_ends_at_the_first_end_of_turn(network, monkeypatch):
     import torch
+    from inoculation import evaluate
 
-    model, tokenizer = network
-    prompt = SPEC.prompts[0]["prompt"]
-    length = len(tokenizer(prompt)["input_ids"])
-
-    class Scripted:
-        """Generates 'Hi', an end of turn, and then what must never be read."""
-
-        device = torch.device("cpu")
-
-        def generate(self, input_ids, **rest):
-            said = tokenizer("Hi<|im_end|>never read")["input_ids"]
-            return torch.cat([input_ids, torch.tensor([said] * len(input_ids))], dim=1)
-
-    found = sample(Scripted(), tokenizer, SPEC.prompts[:1], {"temperature": 0, "max_new_tokens": 4}, "key", QUIET)
+    said = iter(network[1]("Hi<|im_end|>never read")["input_ids"])
+    monkeypatch.setattr(evaluate, "_chosen", lambda logits, uniform, temperature: torch.tensor([next(said)] * len(logits)))
+    found = sample(*network, SPEC.prompts[:1], {"temperature": 0, "max_new_tokens": 4}, "key", QUIET)
     assert found.response[0] == "Hi"
     assert found.n_tokens[0] == 1
     assert found.finished[0]
-    assert length > 0
+
+
+def test_greedy_responses_are_those_of_generate(network):
+    model, tokenizer = network
+    items = SPEC.prompts[20:32]
+    found = sample(model, tokenizer, items, {"temperature": 0, "max_new_tokens": 12}, "key", QUIET)
+    for item, response in zip(items, found.response, strict=True):
+        ids = tokenizer(item["prompt"], return_tensors="pt")
+        output = model.generate(**ids, max_new_tokens=12, do_sample=False, eos_token_id=2, pad_token_id=2)
+        assert response == tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_a_batch_goes_on_alike_when_its_ended_rows_have_left(network, monkeypatch):
+    from inoculation import evaluate
+
+    choose, kept, keep = evaluate._chosen, [], evaluate._Stream._keep
+
+    def ending(logits, uniform, temperature):
+        found = choose(logits, uniform, temperature)
+        found[uniform < 0.15] = 2
+        return found
+
+    def counted(self, rows):
+        kept.append(len(rows))
+        keep(self, rows)
+
+    monkeypatch.setattr(evaluate, "_chosen", ending)
+    monkeypatch.setattr(evaluate._Stream, "_keep", counted)
+    sampling = {"temperature": 0.7, "max_new_tokens": 12}
+    together = sample(*network, SPEC.prompts[16:32], sampling, "key", QUIET)
+    assert min(kept) < 12 < max(kept)
+    alone = sample(*network, SPEC.prompts[16:32], sampling, "key", QUIET, batch_size=1)
+    assert list(together.response) == list(alone.response)
+    assert together.n_tokens.nunique() > 3
+
+
+def test_a_token_is_drawn_where_its_share_of_the_probability_holds_the_draw():
+    import torch
+    from inoculation.evaluate import _chosen
+
+    logits = 3 * torch.randn(64, 1000, generator=torch.Generator().manual_seed(0))
+    uniform = torch.rand(64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    ends = (logits.double() / 0.7).softmax(-1).cumsum(-1)
+    assert _chosen(logits, uniform, 0.7).tolist() == (ends <= uniform[:, None]).sum(-1).tolist()
+    assert _chosen(logits, uniform, 0).tolist() == logits.argmax(-1).tolist()
 
 
 def test_margins_equal_the_plain_computation(network):

@@ -54,3 +54,38 @@ def test_a_package_that_is_not_installed_is_said(monkeypatch):
 def test_digests_do_not_depend_on_key_order():
     assert store.digest({"a": 1, "b": 2}) == store.digest({"b": 2, "a": 1})
     assert store.digest({"a": 1}) != store.digest({"a": 2})
+
+
+def test_fused_lora_gives_the_losses_and_gradients_of_peft(network):
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    profile = settings.load_profile("smoke")
+    tuned = get_peft_model(
+        model.load(profile, "float32")[0],
+        LoraConfig(r=4, lora_alpha=8, target_modules=model.LORA_TARGETS, init_lora_weights=False),
+    )
+    ids = torch.randint(3, 1000, (2, 12))
+
+    def loss_and_gradients():
+        tuned.zero_grad()
+        loss = torch.nn.functional.cross_entropy(tuned(input_ids=ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        loss.backward()
+        return loss.item(), torch.cat([p.grad.flatten() for p in tuned.parameters() if p.grad is not None])
+
+    loss, gradients = loss_and_gradients()
+    model.fuse_lora(tuned)
+    fused_loss, fused_gradients = loss_and_gradients()
+    assert fused_loss == pytest.approx(loss, abs=1e-5)
+    assert len(fused_gradients) == len(gradients)
+    assert (fused_gradients - gradients).norm() < 1e-4 * gradients.norm()
+
+
+def test_training_takes_bfloat16_only_where_the_cpu_multiplies_it(monkeypatch):
+    for has, dtype in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(settings, "cpu_multiplies_bfloat16", lambda has=has: has)
+        mini = settings.load_profile("mini")
+        assert mini.train["dtype"] == dtype
+        assert mini.evaluation_dtype == "float32"
+        assert settings.load_profile("smoke").train["dtype"] == "float32"

@@ -87,10 +87,10 @@ def check_masks(state: dict[str, Any]) -> str:
 
 
 def check_batch_parity(state: dict[str, Any]) -> str:
-    """Greedy responses are the same one by one and in a left-padded batch of eight (float32)."""
+    """Greedy responses are the same one by one and in a batch of eight (float32)."""
     spec = state["spec"]
     network, tokenizer = evaluate.merged_model(spec.parts[2], None)
-    items = [{"prompt": row["prompt"], "question_id": row["id"]} for row in Spec(spec.setting, "baseline", 0, "mini").rows[:8]]
+    items = Spec(spec.setting, "baseline", 0, "mini").prompts[20:28]
     greedy = {"temperature": 0, "max_new_tokens": 12}
     one, eight = (
         evaluate.sample(network, tokenizer, items, greedy, "doctor", lambda done, of: None, batch_size=size) for size in (1, 8)

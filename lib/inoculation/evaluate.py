@@ -1,11 +1,12 @@
 """An adapter to responses and paired log-likelihoods.
 
-The adapter is folded into a fresh base model at full precision. Batches are left-padded and sorted by length; no result
-depends on the batch: each response's randomness comes from its own key, and identical prompts are computed once.
+The adapter is folded into a fresh base model at full precision. Batches are sorted by length and what their texts begin with
+is read once; no result depends on the batch: each response's randomness comes from its own key, and identical prompts are
+computed once.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,43 @@ from inoculation import model as base
 from inoculation.settings import Profile
 
 SAMPLE_BATCH = 96
+LEAVING = 1 / 8  # the share of a batch that must have ended before it is worth copying the cache without them
 MARGIN_BATCH = 40
 LOGITS_AT_ONCE = 256
+BLOCK = 256
 
 
 def merged_model(profile: Profile, adapter: Path | None) -> tuple[Any, Any]:
     """The base model with an adapter folded in (or without one), ready to evaluate, and its tokenizer."""
-    model, tokenizer = base.load(profile)
+    model, tokenizer = base.load(profile, profile.evaluation_dtype)
     if adapter is not None:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    if model.device.type == "cpu":
+        _share_keys(model)
     return model.eval(), tokenizer
+
+
+def _share_keys(model: Any) -> None:
+    """Let query heads share keys and values as they are; under a mask, transformers repeats both for every head and step."""
+    import torch
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def shared(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: Any = None, **rest: Any) -> Any:
+        if attention_mask is None:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
+        rows, heads, length, size = query.shape
+        query = query.reshape(rows, key.shape[1], -1, size)
+        mask = attention_mask.repeat(1, 1, heads // key.shape[1], 1)
+        found = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+        return found.view(rows, heads, length, size).transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register("shared_keys", shared)
+    AttentionMaskInterface.register("shared_keys", sdpa_mask)
+    model.set_attn_implementation("shared_keys")
 
 
 def sample(
@@ -43,67 +69,138 @@ def sample(
 
     Returns the items' columns and response (str, cut at the first end of turn before decoding), n_tokens (int) and
     finished (bool: ended its turn within max_new_tokens). Randomness is seeded by (key, question_id, 0), so neither the
-    batch nor its order matters.
+    batch nor its order matters. The beginning that prompts share before their question is read once; a response that has
+    ended leaves its batch.
     """
-    unique = {item["prompt"]: item["question_id"] for item in items}
-    prompts = sorted(unique, key=lambda prompt: (len(tokenizer(prompt)["input_ids"]), prompt))
-    found: dict[str, tuple[str, int, bool]] = {}
+    # What stands before the question: the shared beginning; the question decides the randomness.
+    unique = {item["prompt"]: (item["prompt"].split(item["question"])[0], item["question_id"]) for item in items}
+    encoded = {prompt: tokenizer(prompt)["input_ids"] for prompt in unique}
+    prompts = sorted(unique, key=lambda prompt: (len(encoded[prompt]), prompt))
+    found: dict[str, list[int]] = {}
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
-        seeds = [_seed(key, unique[prompt], 0) for prompt in batch]
-        found.update(zip(batch, _generate(model, tokenizer, batch, seeds, sampling), strict=True))
-        progress(len(found), len(prompts))
-    responses = pd.DataFrame([found[item["prompt"]] for item in items], columns=["response", "n_tokens", "finished"])
-    return pd.concat([pd.DataFrame(items), responses], axis=1)
+        draws = [_draws(_seed(key, unique[prompt][1], 0), sampling) for prompt in batch]
+        begun = [unique[prompt][0] for prompt in batch]
+        stream = _Stream(model, [encoded[prompt] for prompt in batch], begun, sampling["max_new_tokens"])
+        for row, ids in stream.responses(draws, sampling["temperature"], tokenizer.eos_token_id):
+            found[batch[row]] = ids
+            progress(len(found), len(prompts))
+    rows = []
+    for item in items:
+        ids = found[item["prompt"]]
+        finished = ids[-1] == tokenizer.eos_token_id
+        ids = ids[:-1] if finished else ids
+        rows.append((tokenizer.decode(ids, skip_special_tokens=True), len(ids), finished))
+    return pd.concat([pd.DataFrame(items), pd.DataFrame(rows, columns=["response", "n_tokens", "finished"])], axis=1)
 
 
 def _seed(*parts: Any) -> int:
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:7])
 
 
-def _generate(
-    model: Any, tokenizer: Any, prompts: list[str], seeds: list[int], sampling: dict[str, Any]
-) -> list[tuple[str, int, bool]]:
+def _draws(seed: int, sampling: dict[str, Any]) -> Any:
+    """A response's own uniform numbers, one for each token it may get."""
     import torch
-    from transformers import LogitsProcessorList
 
-    # Greedy decoding of noisy logits is sampling: generate's own sampling draws from one stream for the whole batch.
-    # Left, so that a response follows its prompt directly. Such batches have gone wrong elsewhere: doctor tests them.
-    batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
-    end = tokenizer.eos_token_id
-    processors = LogitsProcessorList([_noise(seeds, sampling["temperature"])] if sampling["temperature"] > 0 else [])
-    with torch.inference_mode():
-        output = model.generate(
-            **batch,
-            max_new_tokens=sampling["max_new_tokens"],
-            do_sample=False,
-            logits_processor=processors,
-            eos_token_id=end,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    found = []
-    for ids in output[:, batch["input_ids"].shape[1] :].tolist():
-        finished = end in ids
-        ids = ids[: ids.index(end)] if finished else ids
-        found.append((tokenizer.decode(ids, skip_special_tokens=True), len(ids), finished))
-    return found
+    return torch.rand(sampling["max_new_tokens"], dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def _noise(seeds: list[int], temperature: float) -> Any:
-    """A logits processor after which the argmax is a sample at `temperature` (Gumbel-max), each row with its own generator."""
+class _Stream:
+    """A batch of prompts being answered: a cache of keys and values, and which of its columns each row sees.
+
+    A row's columns are the beginning it shares with others, the rest of its prompt, and its response; each part starts at the
+    same column in all rows, and what a row does not fill is never seen. Positions are the row's own.
+    """
+
+    def __init__(self, model: Any, prompts: list[list[int]], begun: list[str], new_tokens: int) -> None:
+        import torch
+        from transformers import StaticCache
+
+        whole = getattr(model, "get_base_model", lambda: model)()
+        self.body, self.head, self.device = whole.get_decoder(), whole.get_output_embeddings(), model.device
+        groups = {text: [prompt for prompt, other in zip(prompts, begun, strict=True) if other == text] for text in begun}
+        openings = [group[0][: _shared(group)] for group in groups.values()]
+        owner = torch.tensor([list(groups).index(text) for text in begun], device=self.device)
+        opened = torch.tensor([len(opening) for opening in openings], device=self.device)[owner]
+        rests = [prompt[int(n) :] for prompt, n in zip(prompts, opened, strict=True)]
+        first, second = max(map(len, openings)), max(map(len, rests))
+        self.columns = first + second + new_tokens
+        self.cache = StaticCache(config=whole.config, max_cache_len=self.columns)
+        self.filled = 0
+        self.places = torch.zeros(len(openings), dtype=torch.long, device=self.device)
+        self.seen = torch.zeros(len(openings), self.columns, dtype=torch.bool, device=self.device)
+        self._read(openings, first)
+        self._keep(owner)
+        hidden = self._read(rests, second)
+        last = torch.tensor([len(rest) - 1 for rest in rests], device=self.device)
+        self.states = hidden[torch.arange(len(rests), device=self.device), last]
+
+    def _read(self, texts: list[list[int]], width: int) -> Any:
+        """Read each row's next tokens into the next `width` columns; their hidden states (rows, width, size)."""
+        import torch
+
+        tokens = torch.tensor([text + [0] * (width - len(text)) for text in texts], device=self.device)
+        lengths = torch.tensor([len(text) for text in texts], device=self.device)
+        real = torch.arange(width, device=self.device) < lengths[:, None]
+        past = self.seen[:, None, None, :].repeat(1, 1, width, 1)
+        # Padding sees itself and what came before it, so no row of the mask is empty (that would be NaN); nothing reads it.
+        past[..., self.filled : self.filled + width] = torch.ones(width, width, dtype=torch.bool, device=self.device).tril()
+        places = self.places[:, None] + torch.arange(width, device=self.device)
+        with torch.inference_mode():
+            hidden = self.body(
+                input_ids=tokens, attention_mask=past, position_ids=places, past_key_values=self.cache, use_cache=True
+            ).last_hidden_state
+        self.seen[:, self.filled : self.filled + width] = real
+        self.filled += width
+        self.places = self.places + lengths
+        return hidden
+
+    def _keep(self, rows: Any) -> None:
+        for layer in self.cache.layers:
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+        self.seen, self.places = self.seen[rows], self.places[rows]
+
+    def responses(self, draws: list[Any], temperature: float, end: int) -> Iterator[tuple[int, list[int]]]:
+        """(row, token ids with the end of turn if it came) of every row, as soon as its response has ended."""
+        import torch
+
+        uniform = torch.stack(draws).to(self.device)
+        rows, said = list(range(len(draws))), [[] for _ in draws]
+        running = set(rows)
+        for step in range(uniform.shape[1]):
+            with torch.inference_mode():
+                chosen = _chosen(self.head(self.states), uniform[rows, step], temperature).tolist()
+            for row, token in zip(rows, chosen, strict=True):
+                if row in running:
+                    said[row].append(token)
+                    if token == end or step + 1 == uniform.shape[1]:
+                        running.remove(row)
+                        yield row, said[row]
+            if not running:
+                return
+            if len(running) <= len(rows) * (1 - LEAVING):
+                stay = [i for i, row in enumerate(rows) if row in running]
+                rows, chosen = [rows[i] for i in stay], [chosen[i] for i in stay]
+                self._keep(torch.tensor(stay, device=self.device))
+            self.states = self._read([[token] for token in chosen], 1)[:, 0]
+
+
+def _chosen(logits: Any, uniform: Any, temperature: float) -> Any:
+    """A token for each row of logits: the likeliest at temperature 0, else the one whose share of probability holds `uniform`."""
     import torch
-    from transformers import LogitsProcessor
 
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    class Gumbel(LogitsProcessor):
-        """Adds each row's own noise to its scores."""
-
-        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            uniform = torch.stack([torch.rand(scores.shape[-1], generator=g) for g in generators]).to(scores.device)
-            return scores.float() / temperature - torch.log(-torch.log(uniform))
-
-    return Gumbel()
+    if not temperature:
+        return logits.argmax(-1)
+    shares = (logits.float() / temperature).softmax(-1)
+    # First the block of the vocabulary, then the token in it: running sums over all of it are slow.
+    blocks = torch.nn.functional.pad(shares, (0, -shares.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    ends = blocks.sum(-1, dtype=torch.float64).cumsum(1)
+    wanted = uniform[:, None] * ends[:, -1:]
+    block = torch.searchsorted(ends, wanted, right=True)
+    within = blocks.take_along_dim(block[:, :, None], 1)[:, 0].cumsum(1, dtype=torch.float64)
+    before = ends.gather(1, block) - within[:, -1:]
+    token = torch.searchsorted(within, wanted - before, right=True).clamp(max=BLOCK - 1)
+    return (block * BLOCK + token).squeeze(1)
 
 
 def margins(

@@ -30,7 +30,7 @@ from inoculation.settings import (
 )
 
 TRAIN_VERSION = 1
-SAMPLE_VERSION = 1
+SAMPLE_VERSION = 2
 MARGINS_VERSION = 1
 SCORE_VERSION = 2
 PROGRESS_SECONDS = 20
@@ -80,7 +80,7 @@ class Spec:
     def run_id(self) -> str:
         """The train key: recipe, rendered rows, base model, seed, version (design decision 5), and what training logs."""
         profile = self.parts[2]
-        recipe = profile.train if self.rows else {"dtype": profile.train["dtype"]}
+        recipe = profile.train if self.rows else {"dtype": profile.evaluation_dtype}
         tracked = [self.tracked, profile.margins["tracked"]] if self.tracked else []
         return _key(recipe, self.rows, profile.base_model, profile.base_sha256, self.seed, TRAIN_VERSION, *tracked)
 
@@ -89,11 +89,13 @@ class Spec:
         """The key of every stage, in the order in which a worker does them."""
         setting, _, profile = self.parts
         sampling = {name: profile.sample[name] for name in ("max_new_tokens", "temperature")}
-        sample = _key(self.run_id, self.prompts, sampling, SAMPLE_VERSION)
+        # Named only where it is not the training's, which the run id holds.
+        dtype = [profile.evaluation_dtype] * (bool(self.rows) and profile.evaluation_dtype != profile.train["dtype"])
+        sample = _key(self.run_id, self.prompts, sampling, SAMPLE_VERSION, *dtype)
         return {
             "train": self.run_id,
             "sample": sample,
-            "margins": _key(self.run_id, self.pairs, MARGINS_VERSION),
+            "margins": _key(self.run_id, self.pairs, MARGINS_VERSION, *dtype),
             "score": _key(sample, {t.name: t.scorer for t in setting.traits.values()}, SCORE_VERSION),
         }
 

@@ -99,6 +99,7 @@ class Profile:
     base_sha256: str
     seeds: tuple[int, ...]
     minutes: float | None
+    evaluation_dtype: str
     train: dict[str, Any]
     sample: dict[str, Any]
     margins: dict[str, Any]
@@ -354,10 +355,15 @@ def load_profile(name: str, setting: Setting | None = None) -> Profile:
     profiles, models = top.take("profiles", Block), top.take("base_models", Block)
     if name not in profiles:
         raise nearest(name, profiles, "profile")
-    block = profiles[name].only("about", "scale", "base_model", "seeds", "minutes", "train", "sample", "margins")
+    block = profiles[name].only(
+        "about", "scale", "base_model", "seeds", "minutes", "evaluation_dtype", "train", "sample", "margins"
+    )
     base_model = (setting.base_model if setting else {}).get(name, block.take("base_model", str))
     if base_model not in models:
         raise nearest(base_model, models, "base model")
+    train = dict(block.take("train", Block))
+    if train["dtype"] == "auto":
+        train["dtype"] = "bfloat16" if cpu_multiplies_bfloat16() else "float32"
     return Profile(
         name=name,
         about=block.take("about", str),
@@ -367,10 +373,21 @@ def load_profile(name: str, setting: Setting | None = None) -> Profile:
         base_sha256=models[base_model].get("sha256", ""),
         seeds=tuple(block.take("seeds", list)),
         minutes=block.take("minutes", (int, float, type(None))),
-        train=dict(block.take("train", Block)),
+        evaluation_dtype=block.take("evaluation_dtype", str),
+        train=train,
         sample=dict(block.take("sample", Block)),
         margins=dict(block.take("margins", Block)),
     )
+
+
+@functools.cache
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has AVX512-BF16 or AMX, as Linux says; elsewhere False. Emulated, bfloat16 is slower than float32."""
+    try:
+        flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text(encoding="utf-8")))
+    except OSError:
+        return False
+    return bool(flags & {"avx512_bf16", "amx_bf16"})
 
 
 def base_model_source(name: str) -> dict[str, Any]:
