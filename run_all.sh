@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # ./run_all.sh [OPTIONS]   set up, run the mini profile of every notebook, redraw (./run_all.sh --help lists the options)
-# ./run_all.sh test | proofs | doctor | lab | claims --setting S
+# ./run_all.sh test | bench | proofs | doctor | lab | claims --setting S
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -60,6 +60,7 @@ install "$("$python" -c 'import sys; print(sys.prefix)')"
 
 case "${1:-}" in
   test) shift; exec "$python" -m pytest "$@" ;;
+  bench) shift; exec "$python" bench/bench.py "$@" ;;
   proofs) shift; for proof in proofs/*.py; do echo "$proof"; "$python" "$proof"; done ;;
   lab) shift; exec "$python" -m jupyter lab notebooks "$@" ;;
   *) exec "$python" -m inoculation "$@" ;;

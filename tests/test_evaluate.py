@@ -40,7 +40,7 @@ def test_a_response_ends_at_the_first_end_of_turn(network, monkeypatch):
     from inoculation import evaluate
 
     said = iter(network[1]("Hi<|im_end|>never read")["input_ids"])
-    monkeypatch.setattr(evaluate, "_chosen", lambda logits, uniform, temperature: torch.tensor([next(said)] * len(logits)))
+    monkeypatch.setattr(evaluate, "_chosen", lambda logits, *rest: torch.tensor([next(said)] * len(logits)))
     found = sample(*network, SPEC.prompts[:1], {"temperature": 0, "max_new_tokens": 4}, "key", QUIET)
     assert found.response[0] == "Hi"
     assert found.n_tokens[0] == 1
@@ -60,19 +60,19 @@ def test_greedy_responses_are_those_of_generate(network):
 def test_a_batch_goes_on_alike_when_its_ended_rows_have_left(network, monkeypatch):
     from inoculation import evaluate
 
-    choose, kept, keep = evaluate._chosen, [], evaluate._Stream._keep
+    choose, kept, put = evaluate._chosen, [], evaluate._Stream._put
 
-    def ending(logits, uniform, temperature):
-        found = choose(logits, uniform, temperature)
-        found[uniform < 0.15] = 2
+    def ending(logits, generators, temperature):
+        found = choose(logits, generators, temperature)
+        found[found % 7 == 0] = 2
         return found
 
-    def counted(self, rows):
-        kept.append(len(rows))
-        keep(self, rows)
+    def counted(self, rows, filled):
+        kept.append(len(rows[0]))
+        put(self, rows, filled)
 
     monkeypatch.setattr(evaluate, "_chosen", ending)
-    monkeypatch.setattr(evaluate._Stream, "_keep", counted)
+    monkeypatch.setattr(evaluate._Stream, "_put", counted)
     sampling = {"temperature": 0.7, "max_new_tokens": 12}
     together = sample(*network, SPEC.prompts[16:32], sampling, "key", QUIET)
     assert min(kept) < 12 < max(kept)
@@ -81,15 +81,15 @@ def test_a_batch_goes_on_alike_when_its_ended_rows_have_left(network, monkeypatc
     assert together.n_tokens.nunique() > 3
 
 
-def test_a_token_is_drawn_where_its_share_of_the_probability_holds_the_draw():
+def test_tokens_are_drawn_by_their_probability(network):
     import torch
     from inoculation.evaluate import _chosen
 
-    logits = 3 * torch.randn(64, 1000, generator=torch.Generator().manual_seed(0))
-    uniform = torch.rand(64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    ends = (logits.double() / 0.7).softmax(-1).cumsum(-1)
-    assert _chosen(logits, uniform, 0.7).tolist() == (ends <= uniform[:, None]).sum(-1).tolist()
-    assert _chosen(logits, uniform, 0).tolist() == logits.argmax(-1).tolist()
+    logits = torch.tensor([[0.0, 1.0, 2.0, -3.0]]).repeat(4000, 1)
+    drawn = _chosen(logits, [torch.Generator().manual_seed(seed) for seed in range(4000)], 0.7)
+    shares = torch.bincount(drawn, minlength=4) / 4000
+    assert shares.numpy() == pytest.approx((logits[0] / 0.7).softmax(-1).numpy(), abs=0.03)
+    assert set(_chosen(logits, [], 0).tolist()) == {2}
 
 
 def test_margins_equal_the_plain_computation(network):

@@ -19,13 +19,13 @@ from inoculation.settings import Profile
 SAMPLE_BATCH = 96
 LEAVING = 1 / 8  # the share of a batch that must have ended before it is worth copying the cache without them
 MARGIN_BATCH = 40
+READ_AT_ONCE = 24  # prompts of like length, so that little of what is read is padding
 LOGITS_AT_ONCE = 256
-BLOCK = 256
 
 
 def merged_model(profile: Profile, adapter: Path | None) -> tuple[Any, Any]:
     """The base model with an adapter folded in (or without one), ready to evaluate, and its tokenizer."""
-    model, tokenizer = base.load(profile, profile.evaluation_dtype)
+    model, tokenizer = base.load_for_evaluation(profile)
     if adapter is not None:
         from peft import PeftModel
 
@@ -75,14 +75,15 @@ def sample(
     # What stands before the question: the shared beginning; the question decides the randomness.
     unique = {item["prompt"]: (item["prompt"].split(item["question"])[0], item["question_id"]) for item in items}
     encoded = {prompt: tokenizer(prompt)["input_ids"] for prompt in unique}
-    prompts = sorted(unique, key=lambda prompt: (len(encoded[prompt]), prompt))
+    begun = {text: len(tokenizer(text)["input_ids"]) for text, _ in unique.values()}
+    prompts = sorted(unique, key=lambda prompt: (len(encoded[prompt]) - begun[unique[prompt][0]], prompt))
     found: dict[str, list[int]] = {}
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
-        draws = [_draws(_seed(key, unique[prompt][1], 0), sampling) for prompt in batch]
-        begun = [unique[prompt][0] for prompt in batch]
-        stream = _Stream(model, [encoded[prompt] for prompt in batch], begun, sampling["max_new_tokens"])
-        for row, ids in stream.responses(draws, sampling["temperature"], tokenizer.eos_token_id):
+        seeds = [_seed(key, unique[prompt][1], 0) for prompt in batch]
+        openings = [unique[prompt][0] for prompt in batch]
+        stream = _Stream(model, [encoded[prompt] for prompt in batch], openings, sampling["max_new_tokens"])
+        for row, ids in stream.responses(seeds, sampling, tokenizer.eos_token_id):
             found[batch[row]] = ids
             progress(len(found), len(prompts))
     rows = []
@@ -96,13 +97,6 @@ def sample(
 
 def _seed(*parts: Any) -> int:
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:7])
-
-
-def _draws(seed: int, sampling: dict[str, Any]) -> Any:
-    """A response's own uniform numbers, one for each token it may get."""
-    import torch
-
-    return torch.rand(sampling["max_new_tokens"], dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 class _Stream:
@@ -130,10 +124,15 @@ class _Stream:
         self.places = torch.zeros(len(openings), dtype=torch.long, device=self.device)
         self.seen = torch.zeros(len(openings), self.columns, dtype=torch.bool, device=self.device)
         self._read(openings, first)
-        self._keep(owner)
-        hidden = self._read(rests, second)
-        last = torch.tensor([len(rest) - 1 for rest in rests], device=self.device)
-        self.states = hidden[torch.arange(len(rests), device=self.device), last]
+        begun, parts = self._rows(), []
+        for start in range(0, len(rests), READ_AT_ONCE):
+            part = slice(start, start + READ_AT_ONCE)
+            self._put([tensor[owner[part]] for tensor in begun], first)
+            hidden = self._read(rests[part], max(map(len, rests[part])))
+            last = torch.tensor([len(rest) - 1 for rest in rests[part]], device=self.device)
+            parts.append([hidden[torch.arange(len(last), device=self.device), last], *self._rows()])
+        self.states, *rows = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        self._put(rows, first + second)
 
     def _read(self, texts: list[list[int]], width: int) -> Any:
         """Read each row's next tokens into the next `width` columns; their hidden states (rows, width, size)."""
@@ -155,25 +154,32 @@ class _Stream:
         self.places = self.places + lengths
         return hidden
 
-    def _keep(self, rows: Any) -> None:
-        for layer in self.cache.layers:
-            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
-        self.seen, self.places = self.seen[rows], self.places[rows]
+    def _rows(self) -> list[Any]:
+        """All that is kept of the rows: tensors whose first dimension they are."""
+        return [self.seen, self.places, *(kept for layer in self.cache.layers for kept in (layer.keys, layer.values))]
 
-    def responses(self, draws: list[Any], temperature: float, end: int) -> Iterator[tuple[int, list[int]]]:
+    def _put(self, rows: list[Any], filled: int) -> None:
+        """Take these rows instead, with `filled` columns read."""
+        self.seen, self.places, *kept = rows
+        self.filled = filled
+        for layer, keys, values in zip(self.cache.layers, kept[::2], kept[1::2], strict=True):
+            layer.keys, layer.values = keys, values
+            layer.cumulative_length.fill_(filled)
+
+    def responses(self, seeds: list[int], sampling: dict[str, Any], end: int) -> Iterator[tuple[int, list[int]]]:
         """(row, token ids with the end of turn if it came) of every row, as soon as its response has ended."""
         import torch
 
-        uniform = torch.stack(draws).to(self.device)
-        rows, said = list(range(len(draws))), [[] for _ in draws]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        rows, said = list(range(len(seeds))), [[] for _ in seeds]
         running = set(rows)
-        for step in range(uniform.shape[1]):
+        for step in range(sampling["max_new_tokens"]):
             with torch.inference_mode():
-                chosen = _chosen(self.head(self.states), uniform[rows, step], temperature).tolist()
+                chosen = _chosen(self.head(self.states), [generators[row] for row in rows], sampling["temperature"]).tolist()
             for row, token in zip(rows, chosen, strict=True):
                 if row in running:
                     said[row].append(token)
-                    if token == end or step + 1 == uniform.shape[1]:
+                    if token == end or step + 1 == sampling["max_new_tokens"]:
                         running.remove(row)
                         yield row, said[row]
             if not running:
@@ -181,26 +187,24 @@ class _Stream:
             if len(running) <= len(rows) * (1 - LEAVING):
                 stay = [i for i, row in enumerate(rows) if row in running]
                 rows, chosen = [rows[i] for i in stay], [chosen[i] for i in stay]
-                self._keep(torch.tensor(stay, device=self.device))
+                self._put([tensor[stay] for tensor in self._rows()], self.filled)
             self.states = self._read([[token] for token in chosen], 1)[:, 0]
 
 
-def _chosen(logits: Any, uniform: Any, temperature: float) -> Any:
-    """A token for each row of logits: the likeliest at temperature 0, else the one whose share of probability holds `uniform`."""
+def _chosen(logits: Any, generators: list[Any], temperature: float) -> Any:
+    """A token for each row of logits: the likeliest of them, at a temperature above 0 with Gumbel noise, which samples.
+
+    Each row draws its noise from its own generator, so that a response does not depend on who stands beside it.
+    """
     import torch
 
     if not temperature:
         return logits.argmax(-1)
-    shares = (logits.float() / temperature).softmax(-1)
-    # First the block of the vocabulary, then the token in it: running sums over all of it are slow.
-    blocks = torch.nn.functional.pad(shares, (0, -shares.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
-    ends = blocks.sum(-1, dtype=torch.float64).cumsum(1)
-    wanted = uniform[:, None] * ends[:, -1:]
-    block = torch.searchsorted(ends, wanted, right=True)
-    within = blocks.take_along_dim(block[:, :, None], 1)[:, 0].cumsum(1, dtype=torch.float64)
-    before = ends.gather(1, block) - within[:, -1:]
-    token = torch.searchsorted(within, wanted - before, right=True).clamp(max=BLOCK - 1)
-    return (block * BLOCK + token).squeeze(1)
+    noise = torch.empty(logits.shape)
+    for row, generator in zip(noise, generators, strict=True):
+        torch.rand(len(row), generator=generator, out=row)
+    noise.log_().neg_().log_()
+    return (logits.float() / temperature).sub_(noise.to(logits.device)).argmax(-1)
 
 
 def margins(

@@ -136,6 +136,25 @@ def load(profile: Profile, dtype: str) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def load_for_evaluation(profile: Profile) -> tuple[Any, Any]:
+    """A fresh base model in the profile's evaluation_dtype, as transformers has it, and its tokenizer, read once a process."""
+    prepare_environment()
+    import unsloth  # noqa: F401, I001  (before transformers)
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = converted(profile.base_model)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, profile.evaluation_dtype))
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), _tokenizer(folder)
+
+
+@functools.cache
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
 def train(
     rows: list[dict[str, str]],
     profile: Profile,
