@@ -26,11 +26,11 @@ from inoculation import figures, model, settings, store
 ARM = Path(__file__).with_name("arm.py")
 ROUNDS = 3
 STEPS = 2
-GROWTH_STEPS = 8
-NEW_TOKENS = 32
-PROMPTS = 96
-BATCHES = {1: 2, 32: 32, 96: 96}  # batch size of `generate`: prompts answered with it
-PAIRS = 40
+GROWTH_STEPS = 6
+NEW_TOKENS = 24
+PROMPTS = 84
+BATCHES = {1: 1, 24: 24, 84: 84}  # batch size of `generate`: prompts answered with it
+PAIRS = 24
 NAMES = ["baseline", "inoculation.spanish", "inoculation.caps"]
 NOTEBOOK = "02_spanish_vs_caps"
 SHOW = """

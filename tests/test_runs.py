@@ -244,3 +244,28 @@ def test_the_plan_says_what_is_done_and_what_it_would_take(smoke):
 def test_unknown_names_in_a_grid_are_refused_with_the_nearest(arguments, says):
     with pytest.raises(settings.SettingError, match=says):
         runs.grid(*arguments)
+
+
+def test_a_small_or_old_machine_is_told_what_it_costs(monkeypatch):
+    monkeypatch.setattr(runs, "cpu_multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(runs.os, "sched_getaffinity", lambda pid: {0})
+    monkeypatch.setattr(runs, "_available_gb", lambda: 2.1)
+    slow, single, small = runs.limits()
+    assert "float32" in slow
+    assert "One CPU core" in single
+    assert "2.1 GB" in small
+    monkeypatch.setattr(runs, "cpu_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(runs.os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(runs, "_available_gb", lambda: 8.0)
+    assert runs.limits() == []
+
+
+def test_measuring_in_another_precision_is_another_evaluation_but_not_another_training(monkeypatch):
+    monkeypatch.setattr(settings, "cpu_multiplies_bfloat16", lambda: False)
+    plain = Spec("spanish_vs_caps", "baseline", 0, "mini")
+    keys, base = plain.keys, Spec("spanish_vs_caps", "base", 0, "mini").keys
+    monkeypatch.setattr(settings, "cpu_multiplies_bfloat16", lambda: True)
+    faster = Spec("spanish_vs_caps", "baseline", 0, "mini")
+    assert faster.run_id != plain.run_id
+    assert faster.keys["sample"] != keys["sample"]
+    assert Spec("spanish_vs_caps", "base", 0, "mini").keys == base

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from inoculation import model, runs, settings, store
 
 FREE_GB = 1
-COMMANDS = ("run", "claims", "doctor", "proofs", "test", "lab")
+COMMANDS = ("run", "claims", "doctor", "bench", "proofs", "test", "lab")
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
 def parser() -> Parser:
     """The command line's options."""
     top = Parser(prog="./run_all.sh", allow_abbrev=False, description="Run a profile of the notebooks and redraw the figures.")
-    top.add_argument("command", nargs="?", default="run", help="run (default), claims, doctor, proofs, test or lab")
+    top.add_argument("command", nargs="?", default="run", help="run (default), claims, doctor, bench, proofs, test or lab")
     top.add_argument("--profile", default="mini", help="smoke, mini (default) or paper")
     top.add_argument("--notebook", nargs="+", default=[], metavar="NN", help="only these notebooks, by number or name")
     top.add_argument("--only", nargs="+", default=[], metavar="CONDITION", help="only these conditions")

@@ -23,6 +23,7 @@ from inoculation.settings import (
     Profile,
     Setting,
     SettingError,
+    cpu_multiplies_bfloat16,
     load_profile,
     load_setting,
     nearest,
@@ -34,6 +35,7 @@ SAMPLE_VERSION = 1
 MARGINS_VERSION = 1
 SCORE_VERSION = 2
 PROGRESS_SECONDS = 20
+NEEDED_GB = 3.0
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,28 @@ class Report:
         return "\n".join([text, *(f"FAILED {name}: {reason}" for name, reason in self.failed.items())])
 
 
+def limits() -> list[str]:
+    """A line for each thing that makes runs slow or unsafe on this machine, with its cost as measured (README, Speed)."""
+    lines = []
+    if not cpu_multiplies_bfloat16():
+        lines.append(
+            "This CPU has no AVX512-BF16 or AMX: training stays in float32, at about a quarter of the speed of a CPU that has."
+        )
+    if len(os.sched_getaffinity(0)) == 1:
+        lines.append("One CPU core: matrix products reach about two thirds of the speed of two.")
+    free = _available_gb()
+    if free < NEEDED_GB:
+        lines.append(
+            f"{free:.1f} GB of memory are free and a run takes up to {NEEDED_GB} GB: close something, or it may be killed."
+        )
+    return lines
+
+
+def _available_gb() -> float:
+    told = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
+    return int(told["MemAvailable"].split()[0]) * 1024 / 1e9
+
+
 def failure_file(spec: Spec) -> Path:
     """Where a failed run's reason stands until the run succeeds."""
     return spec.folder / "failure.txt"
@@ -190,6 +214,8 @@ def ensure(specs: list[Spec], threads: int = 0, say: Callable[[str], None] = pri
     """
     waiting = [spec for spec in specs if spec.missing(say)]
     report = Report(found=len(specs) - len(waiting))
+    for line in limits() if waiting else []:
+        say(line)
     clock = _Clock(len(waiting), say)
     while waiting:
         done = _one_worker(waiting, threads, report, clock)
