@@ -138,8 +138,9 @@ def test_what_the_readme_names_exists():
     from inoculation.__main__ import parser
 
     known = {flag for action in parser()._actions for flag in action.option_strings}
+    known |= set(re.findall(r'add_argument\("(--[a-z-]+)"', (ROOT / "bench" / "bench.py").read_text(encoding="utf-8")))
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", readme)) <= known
-    for path in re.findall(r"`((?:data|lib|notebooks|figures|tests)/[\w./-]+)`", readme):
+    for path in re.findall(r"`((?:bench|data|lib|notebooks|figures|proofs|tests)/[\w./-]+)`", readme):
         assert (ROOT / path).exists() or "local" in path, path
 
 

@@ -119,9 +119,9 @@ def test_a_killed_worker_is_replaced_and_its_run_named(elsewhere, monkeypatch):
     lines: list[str] = []
 
     def kill_once(line):
-        if not lines:
+        if line.startswith("[") and not lines:
             os.kill(_children(os.getpid())[0], signal.SIGKILL)
-        lines.append(line)
+            lines.append(line)
 
     specs = [BASELINE, Spec("spanish_vs_caps", "base", 0, "smoke")]
     report = runs.ensure(specs, say=kill_once)
