@@ -96,6 +96,6 @@ def test_a_dead_kernel_is_one_readable_paragraph(tmp_path):
 def test_by_hand_a_notebook_shows_the_reference_where_you_have_nothing(elsewhere):
     found = tables.latest("spanish_vs_caps", "mini")
     assert found.origin == "reference"
-    assert "12 to do, about 30 minutes" in runs.plan(runs.grid("spanish_vs_caps", "mini"))
+    assert "12 to do, about 26 minutes" in runs.plan(runs.grid("spanish_vs_caps", "mini"))
     with pytest.raises(LookupError, match="set compute = True, or run"):
         tables.latest("spanish_vs_caps", "paper")

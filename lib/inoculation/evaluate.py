@@ -131,7 +131,8 @@ class _Stream:
             hidden = self._read(rests[part], max(map(len, rests[part])))
             last = torch.tensor([len(rest) - 1 for rest in rests[part]], device=self.device)
             parts.append([hidden[torch.arange(len(last), device=self.device), last], *self._rows()])
-        self.states, *rows = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        # Each part is let go as soon as it is copied, or the cache would be held twice.
+        self.states, *rows = [torch.cat([part.pop(0) for part in parts]) for _ in range(len(parts[0]))]
         self._put(rows, first + second)
 
     def _read(self, texts: list[list[int]], width: int) -> Any:
