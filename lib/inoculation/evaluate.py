@@ -118,11 +118,11 @@ class _Stream:
         opened = torch.tensor([len(opening) for opening in openings], device=self.device)[owner]
         rests = [prompt[int(n) :] for prompt, n in zip(prompts, opened, strict=True)]
         first, second = max(map(len, openings)), max(map(len, rests))
-        self.columns = first + second + new_tokens
-        self.cache = StaticCache(config=whole.config, max_cache_len=self.columns)
+        columns = first + second + new_tokens
+        self.cache = StaticCache(config=whole.config, max_cache_len=columns)
         self.filled = 0
         self.places = torch.zeros(len(openings), dtype=torch.long, device=self.device)
-        self.seen = torch.zeros(len(openings), self.columns, dtype=torch.bool, device=self.device)
+        self.seen = torch.zeros(len(openings), columns, dtype=torch.bool, device=self.device)
         self._read(openings, first)
         begun, parts = self._rows(), []
         for start in range(0, len(rests), READ_AT_ONCE):

@@ -35,7 +35,7 @@ SAMPLE_VERSION = 1
 MARGINS_VERSION = 1
 SCORE_VERSION = 2
 PROGRESS_SECONDS = 20
-NEEDED_GB = 3.0
+NEEDED_GB = 3.5
 
 
 @dataclass(frozen=True)
@@ -181,11 +181,11 @@ class Report:
 
 
 def limits() -> list[str]:
-    """A line for each thing that makes runs slow or unsafe on this machine, with its cost as measured (README, Speed)."""
+    """A line for each thing that makes runs slow or unsafe on this machine, with what it costs."""
     lines = []
     if not cpu_multiplies_bfloat16():
         lines.append(
-            "This CPU has no AVX512-BF16 or AMX: training stays in float32, at about a quarter of the speed of a CPU that has."
+            "This CPU has no AVX512-BF16 or AMX: training stays in float32, which is several times slower than with one."
         )
     if len(os.sched_getaffinity(0)) == 1:
         lines.append("One CPU core: matrix products reach about two thirds of the speed of two.")
