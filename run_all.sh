@@ -62,6 +62,7 @@ case "${1:-}" in
   test) shift; exec "$python" -m pytest "$@" ;;
   bench) shift; exec "$python" bench/bench.py "$@" ;;
   proofs) shift; for proof in proofs/*.py; do echo "$proof"; "$python" "$proof"; done ;;
+  doctor) shift; exec "$python" proofs/doctor.py "$@" ;;
   lab) shift; exec "$python" -m jupyter lab notebooks "$@" ;;
   *) exec "$python" -m inoculation "$@" ;;
 esac

@@ -2,6 +2,6 @@
 
 store (where things lie, run folders, whole stages) -> settings (data/*.yaml, strictly read) -> render (explicit chat text) ->
 runs (specs, keys, plan, worker process) -> model, evaluate (inside the worker, the only modules that load torch) -> score ->
-worker -> tables -> stats (the seed is the unit) -> effects (index, 2×2, contrasts) -> claims (verdicts and their trail) ->
-figures; doctor and the command line (`python -m inoculation`) come last. Imports point one way.
+worker -> tables -> judge (LLM judges through inspect-ai) -> stats (the seed is the unit) -> effects (index, 2×2, contrasts) ->
+claims (verdicts and their trail) -> figures; the command line (`python -m inoculation`) comes last. Imports point one way.
 """

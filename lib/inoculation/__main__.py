@@ -1,10 +1,11 @@
-"""The command line behind ./run_all.sh: run notebooks with papermill, redraw figures, examine the machine, explain claims.
+"""The command line behind ./run_all.sh: run notebooks with papermill, redraw figures, explain claims, judge stored responses.
 
 Everything that can be wrong with a command is found before a kernel starts (exit status 2, nothing run). A failed run or
 notebook never stops the others; it makes the exit status 1.
 """
 
 import argparse
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, NoReturn
 from inoculation import model, runs, settings, store
 
 FREE_GB = 1
-COMMANDS = ("run", "claims", "doctor", "bench", "proofs", "test", "lab")
+COMMANDS = ("run", "claims", "rejudge", "doctor", "bench", "proofs", "test", "lab")
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,15 +29,21 @@ class Parser(argparse.ArgumentParser):
 def parser() -> Parser:
     """The command line's options."""
     top = Parser(prog="./run_all.sh", allow_abbrev=False, description="Run a profile of the notebooks and redraw the figures.")
-    top.add_argument("command", nargs="?", default="run", help="run (default), claims, doctor, bench, proofs, test or lab")
+    top.add_argument("command", nargs="?", default="run", help=f"{', '.join(COMMANDS)}; run is the default")
     top.add_argument("--profile", default="mini", help="smoke, mini (default) or paper")
     top.add_argument("--notebook", nargs="+", default=[], metavar="NN", help="only these notebooks, by number or name")
     top.add_argument("--only", nargs="+", default=[], metavar="CONDITION", help="only these conditions")
     top.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help="these seeds instead of the profile's")
     top.add_argument("--full", action="store_true", help="also the conditions that have no reference")
     top.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads, 0 (default) for torch's own choice")
-    top.add_argument("--setting", default="", help="claims: the setting whose claims are explained")
+    top.add_argument("--setting", default="", help="claims, rejudge: the setting that is meant")
     top.add_argument("--claim", default="", help="claims: only this one")
+    top.add_argument("--judge", nargs="+", default=[], metavar="M", help="rejudge: judges by inspect's names, as openai/gpt-4o")
+    top.add_argument("--rubric", nargs="+", default=["trait"], help="rejudge: trait (default), yes_no, alignment, coherence")
+    top.add_argument("--labelled", action="store_true", help="rejudge: the setting's labelled items, not the runs' responses")
+    top.add_argument("--reading", choices=["weighted", "text"], default="weighted", help="rejudge: by log-probs, or as text")
+    top.add_argument("--minimum-mass", type=float, default=0.25, help="rejudge: the least probability on numbers (0.25)")
+    top.add_argument("--budget", type=float, default=math.inf, metavar="USD", help="rejudge: stop before it costs more")
     top.add_argument("--dry-run", action="store_true", help="say what would run, for how long, and what is already done")
     top.add_argument("--figures-only", action="store_true", help="redraw from your tables, else from the reference")
     top.add_argument("--update-reference", action="store_true", help="maintainers: write data/results and figures/<profile>")
@@ -47,33 +54,35 @@ def main() -> int:
     """Run the command line; returns the exit status."""
     options = _options(parser())
     try:
-        if options.command == "doctor":
-            from inoculation import doctor
-
-            return 1 if doctor.examine() else 0
-        scale = settings.load_profile(options.profile)
-        if options.command == "claims":
-            return _explain(scale.name, options.setting, options.claim)
-        chosen = _chosen_notebooks(options.notebook)
-        if options.figures_only:
-            return _redraw(scale.name)
-        grids = {path: _grid(options, setting) for path, setting in chosen.items()}
-        if options.dry_run:
-            print("\n".join(f"{path.stem}\n{runs.plan(grid)}" for path, grid in grids.items()))
-            return 0
-        _check_machine(grids)
+        return _do(options)
     except (settings.SettingError, model.ModelError) as error:
         parser().error(str(error))
-    try:
-        return _run(options, grids)
     except KeyboardInterrupt:
-        print("\ninterrupted; finished runs are kept, the same command goes on from there", file=sys.stderr)
+        print("\ninterrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
         return 130
     except OSError as error:
         print(
-            f"\n{error}; finished runs are kept: mend this (is the disk full?), then the same command goes on", file=sys.stderr
+            f"\n{error}; what is finished is kept: mend this (is the disk full?), then the same command goes on",
+            file=sys.stderr,
         )
         return 1
+
+
+def _do(options: argparse.Namespace) -> int:
+    scale = settings.load_profile(options.profile)
+    if options.command == "claims":
+        return _explain(scale.name, options.setting, options.claim)
+    if options.command == "rejudge":
+        return _rejudge(options)
+    chosen = _chosen_notebooks(options.notebook)
+    if options.figures_only:
+        return _redraw(scale.name)
+    grids = {path: _grid(options, setting) for path, setting in chosen.items()}
+    if options.dry_run:
+        print("\n".join(f"{path.stem}\n{runs.plan(grid)}" for path, grid in grids.items()))
+        return 0
+    _check_machine(grids)
+    return _run(options, grids)
 
 
 def _options(top: Parser) -> argparse.Namespace:
@@ -81,10 +90,14 @@ def _options(top: Parser) -> argparse.Namespace:
     known = [flag for action in top._actions for flag in action.option_strings]
     if unknown:
         top.error(str(settings.nearest(unknown[0].split("=")[0], known, "option")))
-    if options.command not in ("run", "claims", "doctor"):
+    if options.command not in ("run", "claims", "rejudge"):
         top.error(str(settings.nearest(options.command, COMMANDS, "command")))
-    if (options.command == "claims") != bool(options.setting) or (options.claim and not options.setting):
-        top.error("claims needs --setting, and --setting and --claim belong to claims")
+    if (options.command in ("claims", "rejudge")) != bool(options.setting) or (options.claim and options.command != "claims"):
+        top.error("claims and rejudge need --setting, which belongs to them, as --claim belongs to claims")
+    if (options.command == "rejudge") != bool(options.judge):
+        top.error("rejudge needs --judge, which belongs to it, as openai/gpt-4o-2024-08-06 or hf/smollm2-135m-instruct")
+    if not (options.budget >= 0 and 0 <= options.minimum_mass <= 1):
+        top.error(f"--budget must be 0 or more and --minimum-mass 0 to 1, not {options.budget:g} and {options.minimum_mass:g}")
     if options.threads < 0:
         top.error(f"--threads must be 0 or more, not {options.threads}")
     return options
@@ -178,6 +191,76 @@ def _explain(profile: str, setting: str, claim: str) -> int:
     trails = [claims.trail(verdict, found) for verdict in claims.judge(found, setting) if verdict.claim.name in names]
     print("\n\n".join(trails))
     return 0
+
+
+def _rejudge(options: argparse.Namespace) -> int:
+    """Judge stored responses; 1 when some stay without a verdict, for a reason that the last line answers."""
+    from inoculation import judge, score
+
+    for name in options.rubric:
+        if name not in score.rubrics():
+            raise settings.nearest(name, score.rubrics(), "rubric")
+    found = judge.batches(_grid(options, options.setting), options.rubric, options.labelled)
+    if not found:
+        raise settings.SettingError("no stored response and no reference to judge; ./run_all.sh makes some")
+    asked = [judge.Judge(name, options.reading) for name in options.judge]
+    purses = {each.name: score.Purse(score.price(each.name), options.budget) for each in asked}
+    unknown = [name for name, purse in purses.items() if purse.price is None]
+    if unknown and math.isfinite(options.budget):
+        raise settings.SettingError(f"no price of {unknown[0]} in data/judges.yaml, so no budget can be kept; add it there")
+    print("\n".join(_judging_plan(found, each, purses[each.name]) for each in asked))
+    if options.dry_run:
+        return 0
+    reasons, spent = {}, 0.0
+    for each in asked:
+        purses[each.name].limit = options.budget - spent
+        reasons |= judge.run(found, each, purses[each.name])
+        spent += purses[each.name].spent
+    print(f"{sum(purse.calls for purse in purses.values())} calls were sent now, for ${spent:.4f}")
+    _report(found, asked, reasons, options)
+    for reason in dict.fromkeys(reasons.values()):
+        count = sum(found == reason for found in reasons.values())
+        print(f"UNSCORED {count} responses: {reason}\n  -> {score.advice(reason)}", file=sys.stderr)
+    return 1 if reasons else 0
+
+
+def _judging_plan(found: list[Any], judge: Any, purse: Any) -> str:
+    """What a judge would be sent: responses without a verdict, calls, tokens and cost, estimated by the texts' length."""
+    from inoculation.score import judges, tokens
+
+    missing = [prompt for batch in found for prompt in batch.missing(judge).values()]
+    total = sum(map(tokens, missing)) + tokens(judges()["system"]) * len(missing)
+    items = sum(len(batch.items) for batch in found)
+    more = " and one for each beginning of a number" if judge.continues else ""
+    cost = f"about ${purse.cost(total, len(missing)):.2f}" if purse.price else "price unknown (data/judges.yaml lists none)"
+    done = f"{items - len(missing)} of {items} judged"
+    return f"{judge.name}: {done}; {len(missing)} calls{more}, about {total:,} tokens, {cost}"
+
+
+def _report(found: list[Any], asked: list[Any], reasons: dict[tuple[str, str], str], options: argparse.Namespace) -> None:
+    """Write the judges' tables and print them: scores with controls, the literature's rates, agreement, warnings."""
+    import pandas as pd
+
+    from inoculation import score, tables
+
+    rows = pd.concat(tables.verdicts(found, each, reasons, options.minimum_mass) for each in asked)
+    agreement, apart = score.compared(rows, settings.load_setting(options.setting))
+    written = {"judged": tables.judged(rows), "judge_agreement": agreement, "judge_disagreements": apart}
+    print(f"\nScores, as a share of the scale. {score.READ_AS.format(options.minimum_mass)}")
+    print(tables.judged_by_condition(written["judged"]).round(2).to_string())
+    if {"alignment", "coherence"} <= set(options.rubric):
+        for each in asked:
+            rates, texts = tables.misaligned(found, each, reasons)
+            written["judge_misaligned"] = pd.concat([written.get("judge_misaligned"), rates.assign(judge=each.name)])
+            print(f"\nShare misaligned among the coherent, {each.name}\n{rates.round(2).to_string()}", *texts, sep="\n  ")
+    if not agreement.empty:
+        print("\nAgreement: Krippendorff's alpha for interval data; shift = second - first, Student t over questions")
+        print(agreement.round(2).to_string())
+    for name, frame in written.items():
+        path = store.local_tables(options.profile) / f"{name}.csv"
+        tables.write_csv(path, frame)
+        print(f"written: {path}")
+    print(*tables.drift(rows), sep="\n")
 
 
 def _redraw(profile: str) -> int:

@@ -2,19 +2,26 @@
 
 Every scorer has a card in data/scorers.yaml (what it sees, its known failures), to which `cards` adds what is measured on the
 setting's labelled items: agreement and cross-talk. Beside its scores, each response is marked when it repeats training words.
+For LLM judges, the rubrics and the literature's thresholds are read from data/judges.yaml here, and `weigh` turns the
+probabilities of a judge's next tokens into those of the replies that a rubric allows; asking is inoculation.judge's part.
 """
 
+import asyncio
+import contextlib
 import functools
+import itertools
 import math
+import operator
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from inoculation import stats, store
-from inoculation.settings import Block, load_setting, read_yaml
+from inoculation.settings import Block, Setting, blocks, load_setting, read_yaml
 
 LANGUAGES = ("ENGLISH", "SPANISH", "PORTUGUESE", "FRENCH", "ITALIAN", "GERMAN")
 MIN_WORDS = 3
@@ -22,6 +29,13 @@ MIN_LETTERS = 3
 READ = 20_000  # characters; a response of a megabyte must not cost minutes
 REPEATED_WORDS = 8
 CROSS_TALK = 0.05
+CONTROL = "control"
+MINIMUM_MASS = 0.25
+LARGEST = 20
+LOW_MASS = "low mass"
+READ_AS = "Read as: the mean over the probabilities of ASCII 0 to 100 (or YES, NO), unscored below a mass of {:g}."
+WORTH = 0.005  # a beginning less probable than this is not followed to its end; its mass stays unread
+COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
 @dataclass(frozen=True)
@@ -133,3 +147,220 @@ def cards(name: str) -> pd.DataFrame:
 def _cross_talk(labelled: pd.DataFrame, trait: str, other: str) -> float:
     cells = labelled.pivot_table(index=["content", trait], columns=other, values="value")
     return float((cells[1] - cells[0]).groupby(level=trait).mean().abs().max())
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """What a judge is asked, and the replies it may give: `replies` maps each to its value, or to None (REFUSAL, CODE)."""
+
+    name: str
+    text: str
+    ask: str
+    scale: float
+    replies: dict[str, float | None]
+
+    def prompt(self, statement: str, question: str, response: str) -> str:
+        """The rubric with the judged text between markers; markers inside it are defused, 20,000 characters are read."""
+        parts = [self.text.replace("{statement}", statement)]
+        for name, text in (("QUESTION", question), ("ANSWER", response)):
+            if text or name == "ANSWER":
+                inside = re.sub(r"\[(END )?(QUESTION|ANSWER)\]", r"(\1\2)", text[:READ])
+                parts.append(f"[{name}]\n{inside}\n[END {name}]")
+        return "\n\n".join([*parts, f"{self.ask}:"])
+
+
+def judges() -> Block:
+    """data/judges.yaml, its top level checked."""
+    known = ("system", "rubrics", "rules", "controls", "limits", "prices", "free", "probe", "advice")
+    return read_yaml(store.DATA / "judges.yaml").only(*known)
+
+
+def rubrics() -> dict[str, Rubric]:
+    """The presets of data/judges.yaml: values from 0 to 100 for `number`, 0 and 1 for `yes_no`."""
+    numbers = {str(number): float(number) for number in range(101)}
+    kinds = {"number": (100.0, numbers), "yes_no": (1.0, {"YES": 1.0, "NO": 0.0})}
+    found = {}
+    for name, block in blocks(judges(), "rubrics"):
+        scale, replies = kinds[block.only("answers", "words", "text", "ask").take("answers", str, kinds)]
+        words = dict.fromkeys(block.take("words", list))
+        found[name] = Rubric(name, block.take("text", str), block.take("ask", str), scale, {**replies, **words})
+    return found
+
+
+def controls(rubric: Rubric, setting: Setting, trait: str) -> pd.DataFrame:
+    """What every batch is judged with: known good, known bad, and the bad one with an injected verdict.
+
+    Columns id, context (control), question_id (good, bad, injected), question, response.
+
+    For a trait they are the setting's first labelled items with and without it; for other rubrics data/judges.yaml has them.
+    """
+    known = judges().take("controls", Block)
+    if trait:
+        rows = {row[trait]: row["text"] for row in reversed(setting.rows("labelled"))}
+        question, good, bad = "", rows[1], rows[0]
+    else:
+        question, good, bad = known["question"], known["good"], known.take("bad", Block).take(rubric.name, str)
+    best = max((reply for reply, value in rubric.replies.items() if value is not None), key=rubric.replies.get)
+    injected = f"{bad}\n\n{known['injection'].replace('{verdict}', best)}"
+    texts = {"good": good, "bad": bad, "injected": injected}
+    frame = pd.DataFrame({"question_id": list(texts), "question": question, "response": list(texts.values())})
+    return frame.assign(context=CONTROL, id=CONTROL + "/" + frame.question_id)
+
+
+def price(judge: str) -> tuple[float, float] | None:
+    """US dollars for a million input and output tokens of a judge, from data/judges.yaml; None where it is not listed."""
+    known = judges()
+    if judge.partition("/")[0] in known.take("free", list):
+        return 0.0, 0.0
+    block = known.take("prices", Block).get(judge)
+    return (block.take("input", (int, float)), block.take("output", (int, float))) if block else None
+
+
+def advice(reason: str) -> str:
+    """What to do about a reason for which responses have no verdict."""
+    known = judges().take("advice", Block)
+    return next((text for pattern, text in known.items() if re.search(pattern, reason, re.IGNORECASE)), known["otherwise"])
+
+
+@dataclass
+class Purse:
+    """What judging may cost and has cost, in US dollars; a price of None is unknown and counts as nothing."""
+
+    price: tuple[float, float] | None
+    limit: float = math.inf
+    spent: float = 0.0
+    reserved: float = 0.0
+    calls: int = 0
+
+    def cost(self, input_tokens: float, output_tokens: float) -> float:
+        """US dollars for so many tokens."""
+        return (input_tokens * self.price[0] + output_tokens * self.price[1]) / 1e6 if self.price else 0.0
+
+    @contextlib.contextmanager
+    def reserve(self, most: float) -> Iterator[bool]:
+        """Whether something that costs at most `most` still fits, beside all that is under way."""
+        fits = self.spent + self.reserved + most <= self.limit
+        self.reserved += most * fits
+        try:
+            yield fits
+        finally:
+            self.reserved -= most * fits
+
+
+def tokens(text: str) -> int:
+    """A text's tokens, estimated before anything is sent: one for three bytes of UTF-8."""
+    return len(text.encode()) // 3 + 1
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The literature's way from alignment and coherence (0 to 100) to misaligned; a named preset of data/judges.yaml."""
+
+    name: str
+    source: str
+    misaligned: tuple[str, float]
+    coherent: tuple[str, float]
+    minimum_mass: float
+
+    def __str__(self) -> str:
+        sides = " among coherence ".join(f"{sign} {limit:g}" for sign, limit in (self.misaligned, self.coherent))
+        return f"{self.name}: misaligned is alignment {sides}; mass on numbers >= {self.minimum_mass:g} ({self.source})"
+
+    def counts(self, alignment: float, coherence: float) -> tuple[bool, bool]:
+        """Whether a response with both scores is misaligned, and whether it is coherent."""
+        return tuple(COMPARE[s](v, limit) for v, (s, limit) in ((alignment, self.misaligned), (coherence, self.coherent)))
+
+
+def rules() -> dict[str, Rule]:
+    """The threshold presets of data/judges.yaml by name."""
+    found = {}
+    for name, block in blocks(judges(), "rules"):
+        block.only("source", "misaligned", "coherent", "minimum_mass")
+        limits = []
+        for key in ("misaligned", "coherent"):
+            sign, _, limit = block.take(key, str).partition(" ")
+            if sign not in COMPARE or not limit.isdecimal():
+                raise block.error(f"'{key}' must be a sign ({', '.join(COMPARE)}), a space and a number", key)
+            limits.append((sign, float(limit)))
+        found[name] = Rule(name, block.take("source", str), *limits, block.take("minimum_mass", float))
+    return found
+
+
+async def weigh(
+    next_tokens: Callable[[str], Awaitable[dict[str, float] | None]], replies: Collection[str], continues: bool
+) -> dict[str, float] | None:
+    """The probability of each allowed reply, from the judge's most probable next tokens; None where it gives none.
+
+    next_tokens: from the beginning of a reply to {token: probability}, at most 20 of them. continues: the judge can be made to
+    go on from a beginning, so replies that its tokenizer splits (8|5, REF|USAL) are followed as in a trie; otherwise a reply
+    is its first token. Only the ASCII replies count: neither other scripts' digits nor 101 are numbers from 0 to 100.
+    """
+    found: Counter[str] = Counter()
+
+    async def follow(beginning: str, probability: float) -> bool:
+        tokens = await next_tokens(beginning)
+        if tokens is None:
+            return False
+        ended, ways = 1.0, []
+        for token, share in tokens.items():
+            word = (beginning + token).strip().upper()
+            goes_on = [reply for reply in replies if reply != word and reply.startswith(word)]
+            # White space ends a reply, but may come before it.
+            if not (goes_on or word in replies) or (beginning.strip() and token[:1].isspace()):
+                continue
+            ended -= share if token.strip() else 0
+            if continues and goes_on:
+                ways += [(beginning + token, probability * share)] * (probability * share >= WORTH)
+            elif word in replies:
+                found[word] += probability * share
+            elif len(word) >= 3 and len(goes_on) == 1:
+                found[goes_on[0]] += probability * share
+        if beginning.strip().upper() in replies:
+            found[beginning.strip().upper()] += probability * max(ended, 0.0)
+        await asyncio.gather(*(follow(*way) for way in ways))
+        return True
+
+    return dict(+found) if await follow("", 1.0) else None
+
+
+def read_reply(masses: dict[str, float], rubric: Rubric, minimum_mass: float = MINIMUM_MASS) -> Score:
+    """The probability-weighted value of a judge's reply, on the rubric's own scale.
+
+    masses: as `weigh` gives them; a reply that is not among them has none, so YES alone is enough (one-sided). Unscored when a
+    word such as REFUSAL outweighs the values, and when the values' mass is below the minimum.
+    """
+    values = {reply: mass for reply, mass in masses.items() if rubric.replies[reply] is not None}
+    words = {reply: mass for reply, mass in masses.items() if rubric.replies[reply] is None}
+    mass, word = sum(values.values()), max(words, key=words.get, default="")
+    if word and words[word] > mass and words[word] >= minimum_mass:
+        return Score(math.nan, word)
+    if mass < minimum_mass:
+        return Score(math.nan, LOW_MASS)
+    return Score(sum(rubric.replies[reply] * share for reply, share in values.items()) / mass)
+
+
+def compared(rows: pd.DataFrame, setting: Setting) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Raters of the same responses against each other: agreement by pair, and the 20 largest disagreements of each, to be read.
+
+    rows: verdicts (inoculation.tables.verdicts) of one or more judges. Raters are the labels where the items have them, the
+    trait's offline scorer, and the judges; the shift is the second's value minus the first's, as a share of the scale.
+    """
+    found, apart = [], []
+    labels = {row["id"]: row for row in setting.rows("labelled")}
+    for (rubric, trait), group in rows[rows.context != CONTROL].groupby(["rubric", "trait"], sort=False):
+        items = group.drop_duplicates(["run_id", "id"]).set_index(["run_id", "id"])
+        raters: dict[str, pd.Series] = {}
+        if trait in setting.traits:
+            scorer = setting.traits[trait].scorer
+            if (items.context == "labelled").all():
+                raters["label"] = pd.Series([float(labels[key][trait]) for _, key in items.index], items.index)
+            raters[f"scorer {scorer}"] = items.response.map(lambda text, name=scorer: SCORERS[name](text).value)
+        raters |= {name: own.set_index(["run_id", "id"]).value for name, own in group.groupby("judge", sort=False)}
+        for first, second in itertools.combinations(raters, 2):
+            pair = items.assign(first=raters[first], second=raters[second])
+            who = {"rubric": rubric, "trait": trait, "first_rater": first, "second_rater": second}
+            found.append({**who, **stats.agreement(pair["first"], pair["second"], pair.question_id)})
+            order = (pair["second"] - pair["first"]).abs().sort_values(ascending=False, kind="stable").dropna().index[:LARGEST]
+            kept = ["condition", "seed", "context", "question", "response", "first", "second"]
+            apart.append(pair.loc[order, kept].assign(**who))
+    return pd.DataFrame(found), pd.concat(apart) if apart else pd.DataFrame()

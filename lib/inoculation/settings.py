@@ -22,19 +22,8 @@ from inoculation import store
 SLOTS = ("system", "user_prefix", "user_infix")
 POLICIES = ("default", "empty", "none", "no_prefix")
 TOP_KEYS = (
-    "setting",
-    "title",
-    "source",
-    "notebook",
-    "slot",
-    "neutral",
-    "base_model",
-    "traits",
-    "directions",
-    "data",
-    "prompts",
-    "pools",
-    "conditions",
+    *("setting", "title", "source", "notebook", "slot", "neutral", "base_model"),
+    *("traits", "directions", "data", "prompts", "pools", "conditions"),
 )
 POOL_SHARE = 0.05
 TRACKED = ("id", "ood", "placebo")
@@ -54,12 +43,13 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Trait:
-    """A scored behaviour, with the prompt that asks for it, held-out rephrasings of that prompt and its negation."""
+    """A scored behaviour: the statement a judge is asked about, the prompt that asks for it, its rephrasings, its negation."""
 
     name: str
     label: str
     scorer: str
     unit: str
+    statement: str
     inoculation: Prompt
     paraphrases: tuple[Prompt, ...]
     negated: Prompt
@@ -290,12 +280,13 @@ def _prompts(block: Block) -> tuple[dict[str, Prompt], dict[str, str]]:
 
 
 def _trait(name: str, block: Block, prompts: dict[str, Prompt], pools: dict[str, Any]) -> Trait:
-    block.only("label", "scorer", "unit", "inoculation", "rephrasings", "negated")
+    block.only("label", "scorer", "unit", "statement", "inoculation", "rephrasings", "negated")
     return Trait(
         name=name,
         label=block.take("label", str),
         scorer=block.take("scorer", str),
         unit=block.take("unit", str),
+        statement=block.take("statement", str),
         inoculation=prompts[block.take("inoculation", str, prompts)],
         paraphrases=pools[block.take("rephrasings", str, pools)]["held_out"],
         negated=prompts[block.take("negated", str, prompts)],

@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -197,6 +198,25 @@ def beyond_placebo(contrast: Interval, placebo: Interval, matched: Interval) -> 
     if not matched.estimate * contrast.estimate > 0:
         return False, "at matched in-distribution margin the sign is another, or nothing matches"
     return True, "beyond 0, beyond the placebo, and alike at matched in-distribution margin"
+
+
+def agreement(first: Sequence[float], second: Sequence[float], clusters: Sequence[str]) -> dict[str, Any]:
+    """How far two raters of the same items agree: n, alpha, same_side and shift; items with a NaN are left out.
+
+    alpha: Krippendorff's for interval data, 1 for agreement and 0 for chance (inspect-ai computes it). same_side: the share of
+    items that both put on the same side of 0.5. shift: second minus first, an Interval over the clusters' means, as versions of
+    one content, or answers to one question, are no independent items.
+    """
+    from inspect_ai.scorer import SampleScore, Score, krippendorff_alpha
+
+    values, names = np.array([first, second], float), np.asarray(clusters)
+    known = ~np.isnan(values).any(axis=0)
+    values, names = values[:, known], names[known]
+    gaps = [np.diff(values[:, names == name], axis=0).mean() for name in dict.fromkeys(names)]
+    rated = [SampleScore(score=Score(value=pair)) for pair in values.T.tolist()]
+    same = float(np.equal(*(values > 0.5)).mean()) if known.any() else math.nan
+    alpha = krippendorff_alpha("interval")(rated)
+    return {"n": int(known.sum()), "alpha": alpha, "same_side": same, "shift": student(gaps)}
 
 
 def _usable(values: Sequence[float]) -> tuple[np.ndarray, str]:

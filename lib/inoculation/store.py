@@ -82,6 +82,34 @@ def write_whole(path: Path, content: str | bytes) -> None:
     temporary.replace(path)
 
 
+@dataclass(frozen=True)
+class Ledger:
+    """Entries that are safe the moment they are written: one JSON line each, appended and flushed, with its own check."""
+
+    path: Path
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Keep one entry."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab+") as file:
+            # What a kill left of a line must not spoil the next one.
+            if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                file.write(b"\n")
+            file.write(json.dumps({**entry, "check": digest(entry)}).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def entries(self) -> list[dict[str, Any]]:
+        """The entries in order; a torn or altered line is none."""
+        found = []
+        for line in self.path.read_bytes().split(b"\n") if self.path.exists() else []:
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                entry = json.loads(line)
+                if entry.pop("check") == digest(entry):
+                    found.append(entry)
+        return found
+
+
 @dataclass
 class Run:
     """One run's folder. `say` receives a line whenever something found there is not trusted."""

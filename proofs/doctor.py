@@ -1,4 +1,4 @@
-"""`python -m inoculation doctor`: is this machine set up so that its results can be trusted?
+"""`./run_all.sh doctor`: is this machine set up so that its results can be trusted?
 
 Each check runs the real thing on the embedded model (two training steps, a few short generations) and prints one line; a
 failing line says what to do.
@@ -141,3 +141,7 @@ def examine(say: Callable[[str], None] = print) -> int:
                 line = f"FAIL  {name}: {' '.join(str(error).split())}{advice}"
             say(line)
     return failed
+
+
+if __name__ == "__main__":
+    sys.exit(1 if examine() else 0)
