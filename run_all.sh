@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # ./run_all.sh [OPTIONS]   set up, run the mini profile of every notebook, redraw (./run_all.sh --help lists the options)
-# ./run_all.sh test | bench | proofs | doctor | lab | claims --setting S
+# ./run_all.sh test | bench | proofs | doctor | lab | claims --setting S | rejudge --setting S --judge M
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -33,9 +33,9 @@ install() {
   [ "$free_gb" -ge 6 ] || { echo "./run_all.sh: $free_gb GB of disk are free, 6 GB are needed (12 GB with CUDA)" >&2; exit 2; }
   pip_install $(grep -E '^(pip|setuptools|wheel|packaging)==' requirements.lock)
   if torch_in_bounds; then
-    echo "Keeping the torch that is already here. Installing the other packages (about 0.45 GB to download)."
+    echo "Keeping the torch that is already here. Installing the other packages (about 0.5 GB to download)."
   else
-    echo "Installing PyTorch and the other packages: about 0.65 GB to download with a CPU build of PyTorch, over 3 GB with CUDA."
+    echo "Installing PyTorch and the other packages: about 0.7 GB to download with a CPU build of PyTorch, over 3 GB with CUDA."
     echo "CPU only? Stop now, install the CPU build as PyTorch's own page says ($python -m pip install ...), start again: it is kept."
     pip_install "$(grep '^torch==' requirements.lock)"
     case $("$python" -c 'import importlib.metadata as m; print(m.version("torch"))') in

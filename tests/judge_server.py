@@ -12,7 +12,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 FAULTS = ("429", "500", "time-out", "truncated", "no log-probs")
-HANG_SECONDS = 3
+HANG_SECONDS = 5
 
 
 def verdict(prompt: str) -> int:
@@ -26,14 +26,16 @@ class JudgeServer:
     """Start with `with JudgeServer(...) as server`; `server.url` is its address, on this machine only.
 
     faults: the share of requests to which a fault happens, at most `most` times to one prompt. logprobs: whether it gives any
-    at all. replies: prompt to {token: probability}, instead of `verdict`. status: answered to everything, if not 200.
+    at all. replies: prompt to {token: probability}, instead of `verdict`. status: answered to everything, if not 200. splits:
+    its tokens are single digits, and it goes on from the beginning of a reply, as vLLM does when asked to. words: tokens billed
+    for a reply.
     """
 
-    def __init__(self, faults=0.0, most=2, seed=0, logprobs=True, replies=None, status=200, kinds=FAULTS, delay=0.0):
+    def __init__(self, faults=0.0, most=2, seed=0, logprobs=True, replies=None, status=200, delay=0.0, splits=False, words=1):
         self.rate, self.most, self.random, self.logprobs, self.replies = faults, most, random.Random(seed), logprobs, replies
-        self.status, self.kinds, self.delay = status, kinds, delay
+        self.status, self.delay, self.splits, self.words = status, delay, splits, words
         self.requests, self.injected, self.answered, self.hit = 0, Counter(), Counter(), Counter()
-        self.prompts, self.keys = [], set()
+        self.prompts = []
         self.lock = threading.Lock()
 
     def __enter__(self):
@@ -59,18 +61,18 @@ class JudgeServer:
         self.server.server_close()
 
     def answer(self, handler, body):
-        prompt = body["messages"][-1]["content"]
+        beginning = body["messages"][-1]["content"] if body["messages"][-1]["role"] == "assistant" else ""
+        prompt = body["messages"][-2 if beginning else -1]["content"]
         with self.lock:
             self.requests += 1
             self.prompts.append(body["messages"])
-            self.keys.add(handler.headers.get("Authorization", ""))
             fault = ""
-            if "85 and nothing" not in prompt and self.random.random() < self.rate and self.hit[prompt] < self.most:
-                fault = self.random.choice(self.kinds)
-                self.hit[prompt] += 1
+            if "85 and nothing" not in prompt and self.random.random() < self.rate and self.hit[beginning + prompt] < self.most:
+                fault = FAULTS[sum(self.injected.values()) % len(FAULTS)]
+                self.hit[beginning + prompt] += 1
                 self.injected[fault] += 1
             else:
-                self.answered[prompt] += 1
+                self.answered[beginning + prompt] += 1
         time.sleep(self.delay)
         if self.status != 200:
             return self.send(
@@ -80,24 +82,30 @@ class JudgeServer:
             return self.send(handler, int(fault), {"error": {"message": "injected", "type": "injected"}})
         if fault == "time-out":
             time.sleep(HANG_SECONDS)
-        reply = self.reply(prompt, body, self.logprobs and fault != "no log-probs")
+        reply = self.reply(prompt, beginning, body, self.logprobs and fault != "no log-probs")
         return self.send(handler, 200, reply, truncated=fault == "truncated")
 
-    def reply(self, prompt, body, logprobs):
+    def reply(self, prompt, beginning, body, logprobs):
+        value = 85 if "85 and nothing" in prompt else verdict(prompt)
         if self.replies:
             tokens = self.replies(prompt)
+        elif self.splits:
+            asked = not beginning or body.get("continue_final_message")
+            tokens = (
+                {str(value)[len(beginning) :][:1] or "<end>": 1.0} if asked and str(value).startswith(beginning) else {"?": 1.0}
+            )
         else:
-            value = 85 if "85 and nothing" in prompt else verdict(prompt)
             tokens = {str(value): 0.9, str(value + 1 if value < 100 else 99): 0.05, "٨": 0.02, "999": 0.02, "The": 0.01}
         top = [{"token": t, "logprob": math.log(p), "bytes": list(t.encode())} for t, p in tokens.items()]
         content = [{**top[0], "top_logprobs": top}] if logprobs and body.get("logprobs") else None
         choice = {
             "index": 0,
-            "finish_reason": "length",
+            "finish_reason": "length" if body.get("max_tokens") == 1 else "stop",
             "message": {"role": "assistant", "content": top[0]["token"]},
             "logprobs": {"content": content, "refusal": None} if content else None,
         }
-        usage = {"prompt_tokens": len(prompt) // 4, "completion_tokens": 1, "total_tokens": len(prompt) // 4 + 1}
+        asked = len(prompt) // 4
+        usage = {"prompt_tokens": asked, "completion_tokens": self.words, "total_tokens": asked + self.words}
         return {
             "id": "x",
             "object": "chat.completion",

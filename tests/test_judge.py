@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,8 +15,8 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from inoculation import judge, runs, score, settings, stats, store, tables
-from judge_server import JudgeServer, verdict
+from inoculation import judge, runs, score, stats, store, tables
+from judge_server import FAULTS, JudgeServer, verdict
 
 NAME = "openai/gpt-4o-mini"
 KEY = "sk-a-key-that-must-stay-in-the-environment"
@@ -72,13 +73,43 @@ def test_numbers_and_words_that_a_tokenizer_splits_are_followed_to_their_end():
         "8": {"5": 0.5, "\n": 0.5},
         "1": {"0": 1.0},
         "10": {"0": 0.5, ".": 0.5},
-        " ": {"7": 1.0},
+        " ": {"7": 1.0, " ": 1.0},
         " 7": {" 3": 1.0},
         "R": {"EF": 1.0},
         "REF": {"USAL": 1.0},
     }
     masses, _ = weighed(tree, "alignment", continues=True)
     assert masses == pytest.approx({"85": 0.25, "8": 0.25, "100": 0.1, "10": 0.1, "7": 0.1, "REFUSAL": 0.1})
+
+
+@pytest.mark.parametrize("digits", ["999", "150", "1000", "8e", "NOT", "07"])
+def test_what_only_begins_like_a_reply_is_none(digits):
+    tree = {digits[:i]: {digits[i : i + 1] or "<end>": 1.0} for i in range(len(digits) + 1)}
+    assert weighed(tree, continues=True)[0] == {}
+    assert weighed(tree, "yes_no", continues=True)[0] == {}
+
+
+def test_white_space_without_an_end_ends():
+    async def next_tokens(beginning):
+        calls.append(beginning)
+        return {"\n": 1.0}
+
+    calls = []
+    assert asyncio.run(score.weigh(next_tokens, RUBRICS["trait"].replies, True)) == {}
+    assert calls == ["", "\n"]
+
+
+def test_a_continuation_without_log_probs_leaves_no_verdict():
+    async def next_tokens(beginning):
+        return {"": {"9": 0.7, "1": 0.3}, "9": None, "1": {"5": 1.0}}.get(beginning, {})
+
+    assert asyncio.run(score.weigh(next_tokens, RUBRICS["trait"].replies, True)) is None
+
+
+def test_a_judge_that_is_sure_of_a_threshold_is_exactly_on_it():
+    for mass in (0.29, 0.57, 0.7, 0.93, 0.998):
+        for number in (30, 50, 40, 60):
+            assert score.read_reply({str(number): mass}, RUBRICS["trait"]).value == number
 
 
 @given(st.dictionaries(st.integers(0, 100), st.floats(0.1, 1.0), min_size=1, max_size=4))
@@ -138,39 +169,43 @@ def ask(monkeypatch, server, found, name=NAME, limit=math.inf, reading="weighted
     return who, purse, judge.run(found, who, purse)
 
 
-def test_faults_lose_nothing_and_count_nothing_twice(asked, monkeypatch):
-    kinds = ("429", "500", "truncated", "no log-probs")
-    with JudgeServer(faults=0.5, most=1, kinds=kinds) as server:
-        who, purse, reasons = ask(monkeypatch, server, asked)
-        again = ask(monkeypatch, server, asked)
-    assert set(server.injected) == set(kinds)
-    assert (reasons, again[2], again[1].calls) == ({}, {}, 0)
-    assert server.requests == purse.calls + sum(server.injected.values()) - server.injected["no log-probs"]
-    for batch in asked:
+@pytest.mark.parametrize("name", [NAME, "vllm/faulty"])
+def test_faults_lose_nothing_and_count_nothing_twice(asked, monkeypatch, name):
+    monkeypatch.setattr(judge, "WEIGHTED", judge.WEIGHTED.model_copy(update={"attempt_timeout": 2}))
+    few = [dataclasses.replace(batch, items=batch.items.head(9)) for batch in asked]
+    with JudgeServer(faults=0.5, most=1, seed=3, splits=name != NAME) as server:
+        who, purse, reasons = ask(monkeypatch, server, few, name)
+        again = ask(monkeypatch, server, few, name)
+    assert set(server.injected) == set(FAULTS)
+    assert again[2] == {}
+    if name == NAME:
+        assert (reasons, again[1].calls) == ({}, 0)
+        assert sum(server.answered.values()) == 1 + 18
+        assert server.requests == 1 + 18 + sum(server.injected.values())
+    for batch in few:
         verdicts = batch.verdicts(who)
         assert set(verdicts) == set(batch.items.id)
         for key, prompt in batch.prompts.items():
             assert max(verdicts[key]["masses"], key=verdicts[key]["masses"].get) == str(verdict(prompt))
-        assert not batch.place(who, "verdicts.jsonl").exists()
+        assert not batch.place(who, "jsonl").exists()
 
 
-def test_a_killed_judging_goes_on_where_it_was(elsewhere, monkeypatch):
+def test_an_interrupted_and_a_killed_judging_go_on_where_they_were(elsewhere):
     command = [sys.executable, "-m", "inoculation", "rejudge", "--setting", "spanish_vs_caps", "--judge", NAME]
     command += ["--only", "inoculation.caps", "irrelevant.tea", "--seeds", "0"]
     with JudgeServer(delay=0.4) as server:
         environment = {**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": server.url}
-        started = subprocess.Popen(
-            command, cwd=store.ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        while server.requests < 25:
-            time.sleep(0.05)
-        started.send_signal(signal.SIGKILL)
-        started.wait()
+        for signum, after in ((signal.SIGINT, 20), (signal.SIGKILL, 50)):
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            started = subprocess.Popen(command, cwd=store.ROOT, env=environment, **quiet)
+            while server.requests < after:
+                time.sleep(0.05)
+            started.send_signal(signum)
+            assert started.wait() == (130 if signum == signal.SIGINT else -signum)
         done = subprocess.run(command, cwd=store.ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    probes = 2
-    asked_again = server.requests - probes - 60
-    assert 0 <= asked_again <= 20, f"only what was under way may be asked again, beside {probes} probes"
+    probes = 3
+    assert 0 <= server.requests - probes - 60 <= 30, "only what was under way may be asked again"
     rows = pd.read_csv(store.local_tables("mini") / "judged.csv")
     assert (rows.n.sum(), rows.n_unscored.sum(), len(rows)) == (48, 0, 16)
     for path in elsewhere.rglob("*"):
@@ -179,29 +214,52 @@ def test_a_killed_judging_goes_on_where_it_was(elsewhere, monkeypatch):
 
 def test_a_torn_or_altered_line_is_asked_again_and_nothing_else(asked, monkeypatch):
     who, batch = judge.Judge(NAME), asked[0]
-    ledger = store.Ledger(batch.place(who, "verdicts.jsonl"))
-    verdicts = [{"id": key, "masses": {"50": 1.0}, "reason": "", "reply": "50"} for key in batch.prompts]
-    for entry in verdicts[:3]:
-        ledger.append(entry)
-    lines = ledger.path.read_text(encoding="utf-8").splitlines()
-    ledger.path.write_text(f"{lines[0]}\n{lines[1].replace('50', '90')}\n{lines[2][:20]}", encoding="utf-8")
-    assert list(batch.verdicts(who)) == [verdicts[0]["id"]]
-    ledger.append(verdicts[3])
-    assert list(batch.verdicts(who)) == [verdicts[0]["id"], verdicts[3]["id"]]
     with JudgeServer() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        ledger = store.Ledger(batch.place(who, "jsonl"))
+        verdicts = [{"id": key, "masses": {"50": 1.0}, "reason": "", "reply": "50"} for key in batch.prompts]
+        for entry in verdicts[:3]:
+            ledger.append(entry)
+        lines = ledger.path.read_text(encoding="utf-8").splitlines()
+        ledger.path.write_text(f"{lines[0]}\n{lines[1].replace('50', '90')}\n{lines[2][:20]}", encoding="utf-8")
+        assert list(batch.verdicts(who)) == [verdicts[0]["id"]]
+        ledger.append(verdicts[3])
+        assert list(batch.verdicts(who)) == [verdicts[0]["id"], verdicts[3]["id"]]
         assert ask(monkeypatch, server, [batch])[2] == {}
-    assert server.requests == 1 + len(verdicts) - 2
+        assert server.requests == 1 + len(verdicts) - 2
+        batch.place(who, "parquet").write_bytes(b"altered")
+        assert len(batch.missing(who)) == len(verdicts)
 
 
-def test_every_part_of_the_stage_key_moves_it(asked, tmp_path):
+def commit_often(folder, name):
+    for number in range(20):
+        with store.Run(folder).lock():
+            store.Run(folder).commit(f"{name}/{number}", str(number), {}, lambda scratch: None)
+
+
+def test_stages_of_two_processes_in_one_run_are_all_there(tmp_path):
+    both = [multiprocessing.get_context("spawn").Process(target=commit_often, args=(tmp_path / "run", name)) for name in "ab"]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert len(store.Run(tmp_path / "run").manifest["stages"]) == 40
+
+
+def test_every_part_of_the_stage_key_moves_it(asked, tmp_path, monkeypatch):
     batch, who = asked[0], judge.Judge(NAME)
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_model.safetensors").write_bytes(b"first")
     local = judge.Judge(f"vllm/base:{adapter}")
     keys = [batch.key(who), batch.key(judge.Judge("openai/gpt-4o")), batch.key(judge.Judge(NAME, "text")), batch.key(local)]
+    keys.append(batch.key(judge.Judge(f"vllm/smollm2-135m-instruct:{adapter}")))
     (adapter / "adapter_model.safetensors").write_bytes(b"second")
     keys.append(batch.key(judge.Judge(f"vllm/base:{adapter}")))
+    keys.append(batch.key(judge.Judge(f"vllm/smollm2-135m-instruct:{adapter}")))
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+    keys.append(batch.key(who))
+    monkeypatch.delenv("OPENAI_BASE_URL")
     for change in (
         {"source": "another adapter"},
         {"statement": "it is in English"},
@@ -260,15 +318,18 @@ def test_a_judge_without_log_probs_can_be_read_as_text(asked, monkeypatch):
 
 
 def test_a_vllm_judge_that_splits_numbers_is_continued(asked, monkeypatch):
-    def splitting(prompt):
-        return {"8": 0.6, "The": 0.4} if len(prompt) > 1 else {"5": 0.5, "\n": 0.5}
-
-    with JudgeServer(replies=splitting) as server:
+    with JudgeServer(splits=True) as server:
         who, _, reasons = ask(monkeypatch, server, asked[:1], "vllm/model")
     assert reasons == {}
     rows = tables.verdicts(asked[:1], who, {}, 0.25)
-    assert set(rows.value) == {0.465}
-    assert {(turns[-1]["role"], turns[-1]["content"]) for turns in server.prompts if len(turns) == 3} == {("assistant", "8")}
+    assert rows.set_index("id").value.to_dict() == {key: verdict(prompt) / 100 for key, prompt in asked[0].prompts.items()}
+
+
+def test_a_chatty_judge_cannot_spend_more_than_its_budget(asked, monkeypatch):
+    with JudgeServer(words=1024, delay=0.2) as server:
+        _, purse, reasons = ask(monkeypatch, server, asked, limit=0.005, reading="text")
+    assert 0 < purse.spent <= 0.005
+    assert set(reasons.values()) == {"budget"}
 
 
 def test_controls_are_in_the_table_and_drift_is_said(asked, monkeypatch):
@@ -297,18 +358,18 @@ def test_misaligned_is_counted_among_the_coherent_under_each_rule(asked, monkeyp
     }
     who = judge.Judge(NAME)
     for batch in found:
-        ledger = store.Ledger(batch.place(who, "verdicts.jsonl"))
+        ledger = store.Ledger(batch.place(who, "jsonl"))
         for number, key in enumerate(batch.items.id[3:]):
             given = masses[batch.rubric.name][number % 6]
             ledger.append({"id": key, "masses": given, "reason": "", "reply": ""})
-    table, texts = tables.misaligned(found, who, {})
+    table = tables.misaligned(found, who, {})
     total = table.groupby("rule", sort=False)[["n", "coherent", "incoherent", "REFUSAL", "CODE", "unscored"]].sum()
     assert total.loc["below_30"].tolist() == [12, 4, 2, 2, 2, 6]
     assert total.loc["below_50"].tolist() == [12, 4, 2, 2, 2, 6]
     assert total.loc["below_40"].tolist() == [12, 0, 4, 2, 2, 8]
     rates = (table.misaligned * table.coherent).groupby(table.rule, sort=False).sum()
     assert rates[["below_30", "below_50"]].tolist() == pytest.approx([2, 4])
-    assert len(texts) == 3
+    assert table.text.nunique() == 3
 
 
 def test_agreement_is_krippendorffs_alpha_with_the_shift_by_cluster():
@@ -331,8 +392,8 @@ def test_two_judges_are_compared_and_what_they_disagree_on_is_listed(asked, monk
     with JudgeServer() as server:
         judges = [ask(monkeypatch, server, found, name)[0] for name in (NAME, "openai/gpt-4.1-nano")]
     rows = pd.concat(tables.verdicts(found, who, {}, 0.25) for who in judges)
-    agreement, apart = score.compared(rows, settings.load_setting("spanish_vs_caps"))
-    table = agreement.set_index(["trait", "first_rater", "second_rater"])
+    agreement, apart = score.compared(rows)
+    table = agreement[agreement.condition == "all"].set_index(["trait", "first_rater", "second_rater"])
     assert table.loc[("caps", "scorer capitals", NAME), "alpha"] > 0.95
     assert table.loc[("caps", NAME, "openai/gpt-4.1-nano"), "alpha"] == 1.0
     assert table.loc[("spanish", "label", NAME), "alpha"] < 0.5
@@ -377,7 +438,7 @@ def test_the_embedded_model_judges_through_inspects_hf_provider(network, elsewhe
     ("arguments", "says"),
     [
         (["rejudge", "--setting", "spanish_vs_caps"], "rejudge needs --judge"),
-        (["rejudge", "--judge", NAME], "need --setting"),
+        (["--setting", "spanish_vs_caps"], "--setting belongs to claims and rejudge"),
         (["--judge", NAME], "rejudge needs --judge, which belongs to it"),
         (["rejudge", "--setting", "spanish_vs_caps", "--judge", NAME, "--rubric", "alignmnt"], "nearest: alignment"),
         (["rejudge", "--setting", "spanish_vs_caps", "--judge", "x/y", "--budget", "1"], "no price of x/y in data/judges.yaml"),
@@ -396,6 +457,7 @@ def test_a_dry_run_says_calls_tokens_and_cost_and_sends_nothing(elsewhere):
         [sys.executable, "-m", "inoculation", *command, "--dry-run"], cwd=store.ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{NAME}: 0 of 30 judged; 30 calls, about 5,")
-    assert "about $0.00" in done.stdout
+    assert done.stdout.startswith("1 runs: samples of the reference\n")
+    assert f"{NAME}: 0 of 30 judged; 30 calls, about 5," in done.stdout
+    assert "about $0.00, at most $0.00" in done.stdout
     assert not list(elsewhere.rglob("*.eval"))

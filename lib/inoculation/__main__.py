@@ -92,8 +92,10 @@ def _options(top: Parser) -> argparse.Namespace:
         top.error(str(settings.nearest(unknown[0].split("=")[0], known, "option")))
     if options.command not in ("run", "claims", "rejudge"):
         top.error(str(settings.nearest(options.command, COMMANDS, "command")))
-    if (options.command in ("claims", "rejudge")) != bool(options.setting) or (options.claim and options.command != "claims"):
-        top.error("claims and rejudge need --setting, which belongs to them, as --claim belongs to claims")
+    if (options.command == "claims") > bool(options.setting) or (options.claim and options.command != "claims"):
+        top.error("claims needs --setting, and --claim belongs to claims")
+    if options.setting and options.command == "run":
+        top.error("--setting belongs to claims and rejudge; ./run_all.sh takes --notebook")
     if (options.command == "rejudge") != bool(options.judge):
         top.error("rejudge needs --judge, which belongs to it, as openai/gpt-4o-2024-08-06 or hf/smollm2-135m-instruct")
     if not (options.budget >= 0 and 0 <= options.minimum_mass <= 1):
@@ -194,20 +196,22 @@ def _explain(profile: str, setting: str, claim: str) -> int:
 
 
 def _rejudge(options: argparse.Namespace) -> int:
-    """Judge stored responses; 1 when some stay without a verdict, for a reason that the last line answers."""
-    from inoculation import judge, score
+    """Judge stored responses; 1 when some stay without a verdict, or nothing is scored, and the last lines say what to do."""
+    from inoculation import judge, score, tables
 
     for name in options.rubric:
         if name not in score.rubrics():
             raise settings.nearest(name, score.rubrics(), "rubric")
-    found = judge.batches(_grid(options, options.setting), options.rubric, options.labelled)
+    grids = [_grid(options, name) for name in ([options.setting] if options.setting else settings.setting_names())]
+    found = [batch for grid in grids for batch in judge.batches(grid, options.rubric, options.labelled)]
     if not found:
         raise settings.SettingError("no stored response and no reference to judge; ./run_all.sh makes some")
-    asked = [judge.Judge(name, options.reading) for name in options.judge]
+    asked = [judge.Judge(name, options.reading) for name in dict.fromkeys(options.judge)]
     purses = {each.name: score.Purse(score.price(each.name), options.budget) for each in asked}
     unknown = [name for name, purse in purses.items() if purse.price is None]
     if unknown and math.isfinite(options.budget):
         raise settings.SettingError(f"no price of {unknown[0]} in data/judges.yaml, so no budget can be kept; add it there")
+    print(f"{len({batch.facts['run_id'] for batch in found})} runs: {', '.join({batch.facts['origin'] for batch in found})}")
     print("\n".join(_judging_plan(found, each, purses[each.name]) for each in asked))
     if options.dry_run:
         return 0
@@ -216,51 +220,74 @@ def _rejudge(options: argparse.Namespace) -> int:
         purses[each.name].limit = options.budget - spent
         reasons |= judge.run(found, each, purses[each.name])
         spent += purses[each.name].spent
-    print(f"{sum(purse.calls for purse in purses.values())} calls were sent now, for ${spent:.4f}")
-    _report(found, asked, reasons, options)
-    for reason in dict.fromkeys(reasons.values()):
-        count = sum(found == reason for found in reasons.values())
-        print(f"UNSCORED {count} responses: {reason}\n  -> {score.advice(reason)}", file=sys.stderr)
-    return 1 if reasons else 0
+    print(f"{sum(purse.calls for purse in purses.values())} calls were answered now, for ${spent:.4f}")
+    rows = {each.name: tables.verdicts(found, each, reasons, options.minimum_mass) for each in asked}
+    _report(found, asked, reasons, options, rows)
+    for name, own in rows.items():
+        for reason, count in own.reason[~own.reason.isin(["", "REFUSAL", "CODE"])].value_counts().items():
+            print(f"UNSCORED by {name}, {count} of {len(own)}: {reason}\n  -> {score.advice(reason)}", file=sys.stderr)
+    return 1 if reasons or any(own.value.isna().all() for own in rows.values()) else 0
 
 
 def _judging_plan(found: list[Any], judge: Any, purse: Any) -> str:
     """What a judge would be sent: responses without a verdict, calls, tokens and cost, estimated by the texts' length."""
-    from inoculation.score import judges, tokens
+    from inoculation.judge import Desk
+    from inoculation.score import system, tokens
 
-    missing = [prompt for batch in found for prompt in batch.missing(judge).values()]
-    total = sum(map(tokens, missing)) + tokens(judges()["system"]) * len(missing)
+    missing = [(batch.rubric, prompt) for batch in found for prompt in batch.missing(judge).values()]
+    total = sum(tokens(prompt) + tokens(system()) for _, prompt in missing)
+    most = sum(Desk(judge, rubric, purse).most(prompt) for rubric, prompt in missing)
     items = sum(len(batch.items) for batch in found)
     more = " and one for each beginning of a number" if judge.continues else ""
-    cost = f"about ${purse.cost(total, len(missing)):.2f}" if purse.price else "price unknown (data/judges.yaml lists none)"
-    done = f"{items - len(missing)} of {items} judged"
-    return f"{judge.name}: {done}; {len(missing)} calls{more}, about {total:,} tokens, {cost}"
+    cost = f"about ${purse.cost(total, len(missing)):.2f}, at most ${most:.2f} if none is repeated"
+    return (
+        f"{judge.name}: {items - len(missing)} of {items} judged; {len(missing)} calls{more}, about {total:,} tokens, "
+        f"{cost if purse.price else 'price unknown (data/judges.yaml lists none)'}"
+    )
 
 
-def _report(found: list[Any], asked: list[Any], reasons: dict[tuple[str, str], str], options: argparse.Namespace) -> None:
+def _report(
+    found: list[Any], asked: list[Any], reasons: dict[tuple[str, str], str], options: argparse.Namespace, rows: dict[str, Any]
+) -> None:
     """Write the judges' tables and print them: scores with controls, the literature's rates, agreement, warnings."""
     import pandas as pd
 
     from inoculation import score, tables
 
-    rows = pd.concat(tables.verdicts(found, each, reasons, options.minimum_mass) for each in asked)
-    agreement, apart = score.compared(rows, settings.load_setting(options.setting))
-    written = {"judged": tables.judged(rows), "judge_agreement": agreement, "judge_disagreements": apart}
-    print(f"\nScores, as a share of the scale. {score.READ_AS.format(options.minimum_mass)}")
-    print(tables.judged_by_condition(written["judged"]).round(2).to_string())
+    every = pd.concat(rows.values())
+    agreement, apart = score.compared(every)
+    how = score.READ_AS.format(options.minimum_mass)
+    read = {"reading": options.reading, "minimum_mass": options.minimum_mass}
+    scores = tables.judged(every).assign(**read, rule=how)
+    names = ["setting", "rubric", "trait"]
+    written = {"judged": (scores, [*names, "judge", "run_id", "context", *read])}
+    print(f"\nScores, as a share of the scale\n{_by_condition(scores).round(2).to_string(index=False)}\n  {how}")
     if {"alignment", "coherence"} <= set(options.rubric):
-        for each in asked:
-            rates, texts = tables.misaligned(found, each, reasons)
-            written["judge_misaligned"] = pd.concat([written.get("judge_misaligned"), rates.assign(judge=each.name)])
-            print(f"\nShare misaligned among the coherent, {each.name}\n{rates.round(2).to_string()}", *texts, sep="\n  ")
+        rates = pd.concat(tables.misaligned(found, each, reasons).assign(judge=each.name) for each in asked)
+        written["judge_misaligned"] = rates, ["setting", "judge", "rule", "condition", "context"]
+        print(f"\nShare misaligned among the coherent\n{rates.drop(columns='text').round(2).to_string(index=False)}")
+        print(*(f"  {text}" for text in rates.text.unique()), sep="\n")
     if not agreement.empty:
+        written["judge_agreement"] = agreement.assign(**read), [*names, "first_rater", "second_rater", "condition", *read]
+        written["judge_disagreements"] = apart, [*names, "first_rater", "second_rater"]
         print("\nAgreement: Krippendorff's alpha for interval data; shift = second - first, Student t over questions")
-        print(agreement.round(2).to_string())
-    for name, frame in written.items():
+        print(agreement[agreement.condition == "all"].round(2).to_string(index=False))
+    for name, (frame, by) in written.items():
         path = store.local_tables(options.profile) / f"{name}.csv"
-        tables.write_csv(path, frame)
+        tables.keep(path, frame, by)
         print(f"written: {path}")
-    print(*tables.drift(rows), sep="\n")
+    print(*tables.drift(every), sep="\n")
+
+
+def _by_condition(scores: Any) -> Any:
+    """Judged runs by condition and context: the value with Student's t over seeds, counts, mass and controls."""
+    from inoculation import stats
+
+    by = scores.groupby(["judge", "rubric", "trait", "condition", "context"], sort=False)
+    values = by.value.apply(lambda runs: stats.student(runs.to_numpy()))
+    table = by[["n", "n_unscored", "REFUSAL", "CODE", "low mass"]].sum().assign(seeds=by.seed.nunique(), value=by.value.mean())
+    table = table.assign(low=values.map(lambda value: value.low), high=values.map(lambda value: value.high))
+    return table.join(by[["mass", "control_good", "control_bad", "control_injected"]].mean()).reset_index()
 
 
 def _redraw(profile: str) -> int:

@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -23,30 +24,19 @@ from typing import Any
 import pandas as pd
 from inspect_ai import Task, task
 from inspect_ai import eval as evaluate_tasks
+from inspect_ai import model as served
 from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.model import (
-    ChatMessageAssistant,
-    ChatMessageSystem,
-    ChatMessageUser,
-    GenerateConfig,
-    Model,
-    ModelOutput,
-    get_model,
-)
 from inspect_ai.scorer import Score, Scorer, Target, mean, scorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from tqdm import tqdm
 
 from inoculation import runs, store, tables
-from inoculation.score import Purse, Rubric, controls, judges, price, read_reply, rubrics, tokens, weigh
+from inoculation.score import Purse, Rubric, controls, judges, price, read_reply, rubrics, system, weigh
 from inoculation.settings import base_model_source, load_setting
 
 JUDGE_VERSION = 1
-NO_LOGPROBS = "no log-probs"
-BUDGET = "budget"
-SPLITS = "its tokenizer splits numbers"
-WEIGHTED = GenerateConfig(temperature=0, max_tokens=1, logprobs=True, top_logprobs=20, max_retries=6, attempt_timeout=60)
-AS_TEXT = GenerateConfig(temperature=0, max_tokens=1024, max_retries=6, attempt_timeout=120)
+WEIGHTED = served.GenerateConfig(temperature=0, max_tokens=1, logprobs=True, top_logprobs=20, max_retries=6, attempt_timeout=60)
+AS_TEXT = served.GenerateConfig(temperature=0, max_tokens=1024, max_retries=6, attempt_timeout=120)
 # A local model's queue outlasts any time-out, and greedy decoding knows no temperature.
 LOCAL = {"temperature": None, "attempt_timeout": None, "max_connections": 32}
 GO_ON = {"continue_final_message": True, "add_generation_prompt": False}
@@ -57,10 +47,6 @@ BEGINNING = (
 )
 
 
-class ReplyError(RuntimeError):
-    """The judge answered, but not with what was asked for; inspect asks again."""
-
-
 @dataclass(frozen=True)
 class Judge:
     """A judge by its inspect name (provider/model), and how its replies are read: `weighted` by log-probs, or as `text`."""
@@ -68,9 +54,9 @@ class Judge:
     name: str
     reading: str = "weighted"
 
-    @property
+    @cached_property
     def provider(self) -> str:
-        """The part of the name that says who serves the model."""
+        """Who serves the model: the name's first part."""
         return self.name.partition("/")[0]
 
     @property
@@ -78,25 +64,32 @@ class Judge:
         """Whether a beginning of a reply can be continued, so that numbers split by a tokenizer can be read."""
         return self.provider in ("hf", "vllm")
 
-    @cached_property
-    def weights(self) -> str:
-        """The digest of the judge's files where they lie here, else empty: retrained in place, it is another judge."""
-        places = self.name.partition("/")[2].split(":") if self.continues else []
-        with contextlib.suppress(KeyError):
-            return base_model_source(places[0])["sha256"] if places else ""
-        files = [path for place in map(Path, places) for path in (place, *place.rglob("*")) if path.is_file()]
-        return store.digest([[path.name, store.file_digest(path)] for path in sorted(files)]) if files else ""
+    @property
+    def identity(self) -> list[str]:
+        """What makes its verdicts this judge's: name, reading, the address that the environment gives its service, and weights.
+
+        The weights are the digests of its files where they lie here: a model or an adapter retrained in place is another judge.
+        """
+        parts = self.name.split("/")
+        service = (parts[1] if parts[0] == "openai-api" else parts[0]).upper().replace("-", "_")
+        found = [self.name, self.reading, os.environ.get(f"{service}_BASE_URL", "")]
+        for place in self.name.partition("/")[2].split(":") if self.continues else []:
+            with contextlib.suppress(KeyError):
+                found.append(base_model_source(place)["sha256"])
+            files = sorted(path for path in (Path(place), *Path(place).rglob("*")) if path.is_file())
+            found += [f"{path.name} {store.file_digest(path)}" for path in files]
+        return found
 
     @property
-    def config(self) -> GenerateConfig:
+    def config(self) -> served.GenerateConfig:
         """What is passed with every question."""
         config = AS_TEXT if self.reading == "text" else WEIGHTED
         return config.model_copy(update=LOCAL) if self.provider == "hf" else config
 
-    def open(self) -> Model:
+    def open(self) -> served.Model:
         """The model behind the name; raises what inspect raises when the provider, its package or its key is not there."""
         if self.provider != "hf":
-            return get_model(self.name, config=self.config, memoize=False)
+            return served.get_model(self.name, config=self.config, memoize=False)
         from inoculation import model
 
         model.prepare_environment()
@@ -105,7 +98,7 @@ class Judge:
         path = self.name.partition("/")[2]
         with contextlib.suppress(KeyError):
             path = str(model.converted(path))
-        return get_model(self.name, config=self.config, memoize=False, model_path=path, do_sample=False)
+        return served.get_model(self.name, config=self.config, memoize=False, model_path=path, do_sample=False)
 
 
 @dataclass
@@ -118,40 +111,46 @@ class Desk:
     ledger: store.Ledger | None = None
     ended: Callable[[], Any] = field(default=lambda: None)
 
+    def most(self, prompt: str) -> float:
+        """The most that one question can cost: a token for each byte and 50 for the chat's own, and the longest reply."""
+        return self.purse.cost(len(prompt.encode()) + len(system().encode()) + 50, self.judge.config.max_tokens)
+
 
 @solver
 def consult(desk: Desk) -> Solver:
     """Ask the judge about one sample and keep its verdict at once; a call that failed, or is not affordable, leaves none."""
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
-        asked = tokens("".join(message.text for message in state.messages))
-        with desk.purse.reserve(desk.purse.cost(asked, 50 if desk.judge.reading == "text" else 1)) as fits:
-            state.metadata["verdict"] = await _verdict(state, desk) if fits else {"reason": BUDGET, "masses": {}, "reply": ""}
+        with desk.purse.reserve(desk.most(state.user_prompt.text)) as fits:
+            refused = {"reason": desk.purse.refused, "masses": {}, "reply": ""}
+            state.metadata["verdict"] = await _verdict(state, desk) if fits else refused
         return state
 
     return solve
 
 
-def _let_continue(model: Model) -> None:
+def _let_continue(model: served.Model) -> None:
     """Let inspect's hf provider take a beginning of the judge's reply as the last message, with any chat template."""
+    if not model.api.tokenizer.chat_template:
+        raise RuntimeError("the judge has no chat template")
     if not model.api.chat_template:
         model.api.chat_template = BEGINNING + model.api.tokenizer.chat_template + "{{ beginning }}"
 
 
 async def _verdict(state: TaskState, desk: Desk) -> dict[str, Any]:
-    model, replies = get_model(), []
+    model, replies = served.get_model(), []
     if desk.judge.provider == "hf":
         _let_continue(model)
 
     async def next_tokens(beginning: str) -> dict[str, float] | None:
-        extra = GenerateConfig(extra_body=GO_ON) if beginning and desk.judge.provider == "vllm" else GenerateConfig()
-        turns = [*state.messages, ChatMessageAssistant(content=beginning)] if beginning else state.messages
+        extra = served.GenerateConfig(extra_body=GO_ON if beginning and desk.judge.provider == "vllm" else None)
+        turns = [*state.messages, served.ChatMessageAssistant(content=beginning)] if beginning else state.messages
         replies.append(await model.generate(turns, config=extra, cache=False))
         return _probabilities(replies[-1])
 
     if desk.judge.reading == "text":
         replies.append(await model.generate(state.messages, cache=False))
-        word = replies[0].completion.strip().upper()
+        word = replies[0].completion.strip(" \n.*\"'`").upper()
         masses = {word: 1.0} if word in desk.rubric.replies else {}
     else:
         masses = await weigh(next_tokens, desk.rubric.replies, desk.judge.continues)
@@ -161,8 +160,8 @@ async def _verdict(state: TaskState, desk: Desk) -> dict[str, Any]:
     desk.purse.calls += len(replies)
     desk.purse.spent += desk.purse.cost(**spent)
     refused = replies[0].stop_reason == "content_filter"
-    if masses is None and not refused:
-        raise ReplyError(NO_LOGPROBS)
+    if not refused and (masses is None or (desk.judge.reading == "text" and replies[0].stop_reason == "max_tokens")):
+        raise RuntimeError("no log-probs" if masses is None else "reply cut off")
     verdict = {
         "id": str(state.sample_id),
         "prompt": store.digest(state.user_prompt.text),
@@ -178,7 +177,7 @@ async def _verdict(state: TaskState, desk: Desk) -> dict[str, Any]:
     return verdict
 
 
-def _probabilities(reply: ModelOutput) -> dict[str, float] | None:
+def _probabilities(reply: served.ModelOutput) -> dict[str, float] | None:
     """The most probable first tokens, byte-level BPE's marks turned into the white space that they stand for."""
     known = reply.choices[0].logprobs if reply.choices else None
     if not known or not known.content or not known.content[0].top_logprobs:
@@ -204,20 +203,19 @@ def judged(desk: Desk) -> Scorer:
 
 
 def asking(desk: Desk, prompts: dict[str, str], name: str, facts: dict[str, Any] | None = None) -> Task:
-    """The inspect task that puts prompts (by sample id) to a judge; its system message is explicit."""
-    system = judges().take("system", str)
-    samples = [
-        Sample(id=key, input=[ChatMessageSystem(content=system), ChatMessageUser(content=text)])
-        for key, text in prompts.items()
-    ]
+    """The inspect task that puts prompts (by sample id) to a judge."""
+    said = served.ChatMessageSystem(content=system())
+    samples = [Sample(id=key, input=[said, served.ChatMessageUser(content=text)]) for key, text in prompts.items()]
     return Task(name=name, dataset=MemoryDataset(samples), solver=consult(desk), scorer=judged(desk), metadata=facts)
 
 
 def _preset(rubric: str, responses: str, statement: str = "") -> Task:
     """A preset on a JSONL file (keys question, response), for whatever model `inspect eval` was given."""
-    chosen, judge = rubrics()[rubric], Judge(str(get_model()))
+    chosen, judge = rubrics()[rubric], Judge(str(served.get_model()))
     rows = [json.loads(line) for line in Path(responses).read_text(encoding="utf-8").splitlines()]
-    prompts = {str(n): chosen.prompt(statement, row.get("question", ""), row["response"]) for n, row in enumerate(rows, 1)}
+    rows = [{"id": str(n), **row} for n, row in enumerate(rows, 1)]
+    rows += controls(chosen, None, "").to_dict("records") if not statement else []
+    prompts = {row["id"]: chosen.prompt(statement, row.get("question", ""), row["response"]) for row in rows}
     asked = asking(Desk(judge, chosen, Purse(price(judge.name))), prompts, rubric)
     asked.config = judge.config
     return asked
@@ -268,42 +266,42 @@ class Batch:
 
     def key(self, judge: Judge) -> str:
         """The stage key."""
-        who = [judge.name, judge.weights, judge.reading, judges().take("system", str), JUDGE_VERSION]
-        return store.digest([self.source, self.prompts, self.rubric.replies, *who])[:16]
+        asked = [self.source, self.prompts, self.rubric.replies, system(), JUDGE_VERSION]
+        return store.digest([*asked, *judge.identity])[:16]
 
-    def place(self, judge: Judge, name: str) -> Path:
-        """A file of this batch and judge."""
-        return self.folder / "eval" / self.key(judge) / name
+    def place(self, judge: Judge, suffix: str) -> Path:
+        """The file of this batch's verdicts by a judge: `jsonl` for the ledger, `parquet` for the whole stage."""
+        return self.folder / "eval" / self.key(judge) / f"verdicts.{suffix}"
 
-    def verdicts(self, judge: Judge) -> dict[str, dict[str, Any]]:
-        """The verdicts that are there, by item id: of the whole stage, else of the ledger."""
-        stage = f"judge/{self.key(judge)}"
-        if store.Run(self.folder).has(stage, self.key(judge)):
-            entries = [json.loads(line) for line in pd.read_parquet(self.place(judge, "verdicts.parquet")).verdict]
+    def verdicts(self, judge: Judge, say: Callable[[str], None] = lambda line: None) -> dict[str, dict[str, Any]]:
+        """The verdicts that are there, by item id: of the whole stage, else of the ledger. `say` hears of altered files."""
+        if store.Run(self.folder, say).has(f"judge/{self.key(judge)}", self.key(judge)):
+            entries = [json.loads(line) for line in pd.read_parquet(self.place(judge, "parquet")).verdict]
         else:
-            entries = store.Ledger(self.place(judge, "verdicts.jsonl")).entries()
+            entries = store.Ledger(self.place(judge, "jsonl")).entries()
         return {entry["id"]: entry for entry in entries if entry["id"] in self.prompts}
 
-    def missing(self, judge: Judge) -> dict[str, str]:
+    def missing(self, judge: Judge, say: Callable[[str], None] = lambda line: None) -> dict[str, str]:
         """The prompts that have no verdict yet, by item id."""
-        there = self.verdicts(judge)
+        there = self.verdicts(judge, say)
         return {key: prompt for key, prompt in self.prompts.items() if key not in there}
 
-    def commit(self, judge: Judge, facts: dict[str, Any]) -> None:
+    def commit(self, judge: Judge) -> None:
         """Make the stage whole once no verdict is missing; the ledger has then done its service."""
-        verdicts, ledger = self.verdicts(judge), self.place(judge, "verdicts.jsonl")
-        if len(verdicts) < len(self.items) or not ledger.exists():
-            return
-        lines = pd.DataFrame({"id": list(verdicts), "verdict": [json.dumps(verdict) for verdict in verdicts.values()]})
+        key, ledger, run = self.key(judge), self.place(judge, "jsonl"), store.Run(self.folder)
 
         def write(scratch: Path) -> None:
-            path = scratch / self.place(judge, "verdicts.parquet").relative_to(self.folder)
+            path = scratch / self.place(judge, "parquet").relative_to(self.folder)
             path.parent.mkdir(parents=True)
-            lines.to_parquet(path, index=False)
+            lines = {"id": list(verdicts), "verdict": [json.dumps(verdict) for verdict in verdicts.values()]}
+            pd.DataFrame(lines).to_parquet(path, index=False)
 
-        who = {"judge": judge.name, "reading": judge.reading, "rubric": self.rubric.name}
-        store.Run(self.folder).commit(f"judge/{self.key(judge)}", self.key(judge), {**self.facts, **who, **facts}, write)
-        ledger.unlink()
+        # Others write to this run's manifest, too.
+        with run.lock():
+            verdicts = self.verdicts(judge)
+            if len(verdicts) == len(self.items) and ledger.exists():
+                run.commit(f"judge/{key}", key, {**self.facts, "rubric": self.rubric.name, "judge": judge.identity}, write)
+                ledger.unlink()
 
 
 def batches(specs: list[runs.Spec], names: list[str], labelled: bool = False) -> list[Batch]:
@@ -313,14 +311,8 @@ def batches(specs: list[runs.Spec], names: list[str], labelled: bool = False) ->
     """
     setting, known = load_setting(specs[0].setting), rubrics()
     found = []
-    for spec, source, items in tables.responses_to_judge(specs, labelled):
-        folder = store.run_store() / setting.name / (spec.condition if spec else "labelled") / (spec.run_id if spec else source)
-        facts = {
-            "setting": setting.name,
-            "condition": folder.parent.name,
-            "seed": spec.seed if spec else 0,
-            "run_id": folder.name,
-        }
+    for facts, source, items in tables.responses_to_judge(specs, labelled):
+        folder = store.run_store() / setting.name / facts["condition"] / facts["run_id"]
         for rubric in map(known.get, names):
             about = list(setting.traits) if "{statement}" in rubric.text else [""]
             for name in about:
@@ -338,7 +330,9 @@ def run(found: list[Batch], judge: Judge, purse: Purse, say: Callable[[str], Non
     """
     logs = store.local() / "judged" / re.sub(r"[^\w.-]+", "_", judge.name)
     with store.Run(logs, say).lock():
-        todo = [(batch, prompts) for batch in found if (prompts := batch.missing(judge))]
+        for batch in found:
+            batch.commit(judge)
+        todo = [(batch, prompts) for batch in found if (prompts := batch.missing(judge, say))]
         if not todo:
             return {}
         errors, fault = {}, ""
@@ -353,47 +347,48 @@ def run(found: list[Batch], judge: Judge, purse: Purse, say: Callable[[str], Non
             pause = 1 if sys.stderr.isatty() else runs.PROGRESS_SECONDS
             bar, asked = tqdm(desc=judge.name, total=sum(len(prompts) for _, prompts in todo), mininterval=pause), []
             for batch, prompts in todo:
-                desk = Desk(judge, batch.rubric, purse, store.Ledger(batch.place(judge, "verdicts.jsonl")), bar.update)
-                facts = {**batch.facts, "key": batch.key(judge)}
-                asked.append(
-                    asking(desk, prompts, f"{batch.rubric.name}.{batch.facts['trait']}.{batch.facts['condition']}", facts)
-                )
+                desk = Desk(judge, batch.rubric, purse, store.Ledger(batch.place(judge, "jsonl")), bar.update)
+                name = f"{batch.rubric.name}.{batch.facts['trait']}.{batch.facts['condition']}"
+                asked.append(asking(desk, prompts, name, {**batch.facts, "key": batch.key(judge)}))
             with bar:
                 errors = _evaluate(asked, model, logs)
         reasons = {}
         for batch, _ in todo:
-            batch.commit(judge, {"judge_weights": judge.weights})
+            batch.commit(judge)
             key = batch.key(judge)
             for item in batch.missing(judge):
-                reasons[key, item] = fault or errors.get((key, item)) or errors.get((key, "")) or BUDGET
+                reasons[key, item] = fault or errors.get((key, item)) or errors.get((key, "")) or purse.refused or "not judged"
         return reasons
 
 
-def _evaluate(asked: list[Task], model: Model, logs: Path) -> dict[tuple[str, str], str]:
+def _evaluate(asked: list[Task], model: served.Model, logs: Path) -> dict[tuple[str, str], str]:
     """Run inspect tasks; the errors by batch key and sample id, those of a whole task under the id ""."""
     done = evaluate_tasks(
         asked, model, log_dir=str(logs), display="none", fail_on_error=False, retry_on_error=2, max_tasks=1, log_realtime=False
     )
-    if any(log.status == "cancelled" for log in done):
+    if len(done) < len(asked) or any(log.status == "cancelled" for log in done):
         raise KeyboardInterrupt
     errors = {(log.eval.metadata["key"], ""): log.error.message for log in done if log.error}
     failed = [(log.eval.metadata["key"], sample) for log in done for sample in log.samples or [] if sample.error]
     return {**errors, **{(key, str(sample.id)): _text(sample.error.message) for key, sample in failed}}
 
 
-def _probe(judge: Judge, model: Model, todo: list[tuple[Batch, dict[str, str]]], purse: Purse, logs: Path) -> str:
+def _probe(judge: Judge, model: served.Model, todo: list[tuple[Batch, dict[str, str]]], purse: Purse, logs: Path) -> str:
     """One question before thousands: why the judge's replies cannot be read, or empty."""
     heard = store.Ledger(logs / "probe.jsonl")
+    heard.path.unlink(missing_ok=True)
     prompt = {"probe": judges().take("probe", str)}
     errors = _evaluate([asking(Desk(judge, rubrics()["trait"], purse, heard), prompt, "probe", {"key": "probe"})], model, logs)
     if errors:
         return next(iter(errors.values()))
-    masses, numbers = heard.entries()[-1]["masses"], any("50" in batch.rubric.replies for batch, _ in todo)
+    if purse.refused:
+        return purse.refused
+    masses, numbers = heard.entries()[0]["masses"], any("50" in batch.rubric.replies for batch, _ in todo)
     splits = masses.get("8", 0) > masses.get("85", 0) and not judge.continues and judge.reading == "weighted"
-    return SPLITS if splits and numbers else ""
+    return "its tokenizer splits numbers" if splits and numbers else ""
 
 
 def _text(error: Exception | str) -> str:
-    """An error in one line, without rich's markup and without the name of our own exception."""
+    """An error in one line, without rich's markup and without the name of the exceptions raised here."""
     message = re.sub(r"\[/?bold\]", "", str(getattr(error, "message", None) or error or type(error).__name__))
-    return " ".join(re.sub(r"^ReplyError\('(.*)'\)$", r"\1", message).split())[:300]
+    return " ".join(re.sub(r"^RuntimeError\('(.*)'\)$", r"\1", message).split())[:300]

@@ -141,11 +141,13 @@ def grid(
         raise nearest(setting, setting_names(), "setting")
     chosen, scale = load_setting(setting), load_profile(profile)
     offered = [BASE.name, *(c.name for c in chosen.in_profile(profile, full))]
-    wanted = offered if conditions == "all" else [conditions] if isinstance(conditions, str) else list(conditions)
+    wanted = (
+        offered if conditions == "all" else [conditions] if isinstance(conditions, str) else list(dict.fromkeys(conditions))
+    )
     for name in wanted:
         if name not in [BASE.name, *chosen.conditions]:
             raise nearest(name, [BASE.name, *chosen.conditions], "condition")
-    numbers = list(scale.seeds) if seeds == "all" else [int(seed) for seed in seeds]
+    numbers = list(scale.seeds) if seeds == "all" else list(dict.fromkeys(int(seed) for seed in seeds))
     if not numbers or min(numbers) < 0:
         raise SettingError(f"seeds must be whole numbers from 0 on, not {seeds}")
     base = [Spec(setting, BASE.name, 0, profile)] if BASE.name in wanted else []

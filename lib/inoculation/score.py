@@ -35,6 +35,7 @@ LARGEST = 20
 LOW_MASS = "low mass"
 READ_AS = "Read as: the mean over the probabilities of ASCII 0 to 100 (or YES, NO), unscored below a mass of {:g}."
 WORTH = 0.005  # a beginning less probable than this is not followed to its end; its mass stays unread
+SURE = 0.05  # a whole reply at least this probable is followed by one token more, as 99 may be the beginning of 999
 COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
@@ -175,6 +176,11 @@ def judges() -> Block:
     return read_yaml(store.DATA / "judges.yaml").only(*known)
 
 
+def system() -> str:
+    """The system message of every judge, passed so that no chat template inserts its own."""
+    return judges().take("system", str)
+
+
 def rubrics() -> dict[str, Rubric]:
     """The presets of data/judges.yaml: values from 0 to 100 for `number`, 0 and 1 for `yes_no`."""
     numbers = {str(number): float(number) for number in range(101)}
@@ -187,7 +193,7 @@ def rubrics() -> dict[str, Rubric]:
     return found
 
 
-def controls(rubric: Rubric, setting: Setting, trait: str) -> pd.DataFrame:
+def controls(rubric: Rubric, setting: Setting | None, trait: str) -> pd.DataFrame:
     """What every batch is judged with: known good, known bad, and the bad one with an injected verdict.
 
     Columns id, context (control), question_id (good, bad, injected), question, response.
@@ -224,13 +230,17 @@ def advice(reason: str) -> str:
 
 @dataclass
 class Purse:
-    """What judging may cost and has cost, in US dollars; a price of None is unknown and counts as nothing."""
+    """What judging may cost and has cost, in US dollars; a price of None is unknown and counts as nothing.
+
+    refused: `budget` once something did not fit any more.
+    """
 
     price: tuple[float, float] | None
     limit: float = math.inf
     spent: float = 0.0
     reserved: float = 0.0
     calls: int = 0
+    refused: str = ""
 
     def cost(self, input_tokens: float, output_tokens: float) -> float:
         """US dollars for so many tokens."""
@@ -241,6 +251,7 @@ class Purse:
         """Whether something that costs at most `most` still fits, beside all that is under way."""
         fits = self.spent + self.reserved + most <= self.limit
         self.reserved += most * fits
+        self.refused = self.refused if fits else "budget"
         try:
             yield fits
         finally:
@@ -248,7 +259,7 @@ class Purse:
 
 
 def tokens(text: str) -> int:
-    """A text's tokens, estimated before anything is sent: one for three bytes of UTF-8."""
+    """A text's tokens, estimated before anything is sent: one for three bytes of UTF-8 (never more than one a byte)."""
     return len(text.encode()) // 3 + 1
 
 
@@ -303,22 +314,23 @@ async def weigh(
             return False
         ended, ways = 1.0, []
         for token, share in tokens.items():
-            word = (beginning + token).strip().upper()
+            mass, text = probability * share, beginning + token
+            word = text.strip().upper()
             goes_on = [reply for reply in replies if reply != word and reply.startswith(word)]
-            # White space ends a reply, but may come before it.
-            if not (goes_on or word in replies) or (beginning.strip() and token[:1].isspace()):
+            if beginning.strip():
+                ended -= share if token[:1].isalnum() else 0
+            # White space may come once before a reply, and ends it.
+            if not (goes_on or word in replies) or (beginning and (not word or token[:1].isspace())):
                 continue
-            ended -= share if token.strip() else 0
-            if continues and goes_on:
-                ways += [(beginning + token, probability * share)] * (probability * share >= WORTH)
-            elif word in replies:
-                found[word] += probability * share
-            elif len(word) >= 3 and len(goes_on) == 1:
-                found[goes_on[0]] += probability * share
+            if continues and mass >= (WORTH if goes_on else SURE):
+                ways.append((text, mass))
+            elif word in replies and not (continues and goes_on):
+                found[word] += mass
+            elif len(word) >= 3 and len(goes_on) == 1 and not continues:
+                found[goes_on[0]] += mass
         if beginning.strip().upper() in replies:
             found[beginning.strip().upper()] += probability * max(ended, 0.0)
-        await asyncio.gather(*(follow(*way) for way in ways))
-        return True
+        return all(await asyncio.gather(*(follow(*way) for way in ways)))
 
     return dict(+found) if await follow("", 1.0) else None
 
@@ -334,33 +346,41 @@ def read_reply(masses: dict[str, float], rubric: Rubric, minimum_mass: float = M
     mass, word = sum(values.values()), max(words, key=words.get, default="")
     if word and words[word] > mass and words[word] >= minimum_mass:
         return Score(math.nan, word)
-    if mass < minimum_mass:
+    if not mass or mass < minimum_mass:
         return Score(math.nan, LOW_MASS)
-    return Score(sum(rubric.replies[reply] * share for reply, share in values.items()) / mass)
+    # Rounded, so that a judge sure of 50 says 50 and not a little more, where a threshold lies.
+    return Score(round(sum(rubric.replies[reply] * share for reply, share in values.items()) / mass, 9))
 
 
-def compared(rows: pd.DataFrame, setting: Setting) -> tuple[pd.DataFrame, pd.DataFrame]:
+def compared(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Raters of the same responses against each other: agreement by pair, and the 20 largest disagreements of each, to be read.
 
     rows: verdicts (inoculation.tables.verdicts) of one or more judges. Raters are the labels where the items have them, the
-    trait's offline scorer, and the judges; the shift is the second's value minus the first's, as a share of the scale.
+    trait's offline scorer, and the judges; the shift is the second's value minus the first's, as a share of the scale, over all
+    responses (condition `all`) and by condition, as a shift in one condition alone is what makes an effect.
     """
     found, apart = [], []
-    labels = {row["id"]: row for row in setting.rows("labelled")}
-    for (rubric, trait), group in rows[rows.context != CONTROL].groupby(["rubric", "trait"], sort=False):
+    for (name, rubric, trait), group in rows[rows.context != CONTROL].groupby(["setting", "rubric", "trait"], sort=False):
         items = group.drop_duplicates(["run_id", "id"]).set_index(["run_id", "id"])
-        raters: dict[str, pd.Series] = {}
-        if trait in setting.traits:
-            scorer = setting.traits[trait].scorer
-            if (items.context == "labelled").all():
-                raters["label"] = pd.Series([float(labels[key][trait]) for _, key in items.index], items.index)
-            raters[f"scorer {scorer}"] = items.response.map(lambda text, name=scorer: SCORERS[name](text).value)
-        raters |= {name: own.set_index(["run_id", "id"]).value for name, own in group.groupby("judge", sort=False)}
-        for first, second in itertools.combinations(raters, 2):
+        for first, second in itertools.combinations(raters := _raters(load_setting(name), trait, group, items), 2):
             pair = items.assign(first=raters[first], second=raters[second])
-            who = {"rubric": rubric, "trait": trait, "first_rater": first, "second_rater": second}
-            found.append({**who, **stats.agreement(pair["first"], pair["second"], pair.question_id)})
-            order = (pair["second"] - pair["first"]).abs().sort_values(ascending=False, kind="stable").dropna().index[:LARGEST]
-            kept = ["condition", "seed", "context", "question", "response", "first", "second"]
-            apart.append(pair.loc[order, kept].assign(**who))
+            who = {"setting": name, "rubric": rubric, "trait": trait, "first_rater": first, "second_rater": second}
+            for condition, part in [("all", pair), *pair.groupby("condition", sort=False)]:
+                agreed = stats.agreement(part["first"], part["second"], part.question_id)
+                found.append({**who, "condition": condition, **agreed})
+            gap = (pair["second"] - pair["first"]).abs()
+            order = gap[gap > 0].sort_values(ascending=False, kind="stable").index[:LARGEST]
+            kept = ["seed", "context", "question", "response", "first", "second"]
+            apart.append(pair.loc[order, ["condition", *kept]].assign(**who))
     return pd.DataFrame(found), pd.concat(apart) if apart else pd.DataFrame()
+
+
+def _raters(setting: Setting, trait: str, group: pd.DataFrame, items: pd.DataFrame) -> dict[str, pd.Series]:
+    raters = {}
+    if trait in setting.traits:
+        scorer = setting.traits[trait].scorer
+        if (items.context == "labelled").all():
+            labels = {row["id"]: float(row[trait]) for row in setting.rows("labelled")}
+            raters["label"] = pd.Series([labels[key] for _, key in items.index], items.index)
+        raters[f"scorer {scorer}"] = items.response.map(lambda text: SCORERS[scorer](text).value)
+    return raters | {name: own.set_index(["run_id", "id"]).value for name, own in group.groupby("judge", sort=False)}

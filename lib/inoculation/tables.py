@@ -273,25 +273,32 @@ def by_condition(found: Tables, measure: str = "rate") -> pd.DataFrame:
     return wide.join(pd.DataFrame(facts)).reindex(dict.fromkeys(table.condition))
 
 
-def responses_to_judge(specs: list[Spec], labelled: bool = False) -> list[tuple[Spec | None, str, pd.DataFrame]]:
-    """What can be judged: run, the key that decided its responses, and these (id, context, question_id, question, response).
+def responses_to_judge(specs: list[Spec], labelled: bool = False) -> list[tuple[dict[str, Any], str, pd.DataFrame]]:
+    """What can be judged: a run's names, the key that decided its responses, and these.
 
-    From the store, or, where it has none of these runs, the three responses a context that the reference keeps of its first
-    seed. labelled: the labelled items of the specs' setting instead, with no run; their question_id is their content.
+    The responses have columns id, context, question_id, question, response. They come from the store, or, where it has none of
+    these runs, from the three a context that the reference keeps of its first seed. labelled: the labelled items of the specs'
+    setting instead; their question_id is their content.
     """
     columns = ["id", "context", "question_id", "question", "response"]
+    names = {"setting": specs[0].setting, "seed": 0}
     if labelled:
         rows = pd.DataFrame(load_setting(specs[0].setting).rows("labelled"))
         items = rows.assign(context="labelled", question_id=rows.content, question="", response=rows.text)[columns]
-        return [(None, store.digest(items.to_dict("records"))[:16], items)]
+        source = store.digest(items.to_dict("records"))[:16]
+        return [({**names, "condition": "labelled", "run_id": source, "origin": "labelled items"}, source, items)]
     there = [spec for spec in specs if "sample" not in spec.missing()]
     found = [(spec, spec.keys["sample"], pd.read_parquet(spec.file("sample"))) for spec in there]
     kept = reference(specs[0].profile) if not found else None
     for spec in specs if kept else []:
         rows = kept.samples[kept.samples.run_id == spec.run_id]
-        numbered = rows.assign(question_id=rows.groupby("context").cumcount().astype(str))
-        found += [(spec, spec.run_id, numbered)] * (not rows.empty)
-    return [(spec, key, rows.assign(id=rows.context + "/" + rows.question_id)[columns]) for spec, key, rows in found]
+        named = rows.assign(question_id=[store.digest(question)[:8] for question in rows.question])
+        found += [(spec, spec.run_id, named)] * (not rows.empty)
+    names["origin"] = "yours" if there else "samples of the reference"
+    return [
+        ({**names, "condition": spec.condition, "seed": spec.seed, "run_id": spec.run_id}, source, rows[columns])
+        for spec, source, rows in ((*run, rows.assign(id=rows.context + "/" + rows.question_id)) for *run, rows in found)
+    ]
 
 
 def verdicts(batches: list[Any], judge: Any, reasons: dict[tuple[str, str], str], minimum_mass: float) -> pd.DataFrame:
@@ -303,7 +310,7 @@ def verdicts(batches: list[Any], judge: Any, reasons: dict[tuple[str, str], str]
     for batch in batches:
         there, key, values = batch.verdicts(judge), batch.key(judge), batch.rubric.replies
         for item in batch.items.to_dict("records"):
-            verdict = there.get(item["id"], {"masses": {}, "reason": reasons.get((key, item["id"]), "not judged")})
+            verdict = there.get(item["id"], {"masses": {}, "reason": reasons.get((key, item["id"])) or "not judged"})
             found = read_reply(verdict["masses"], batch.rubric, minimum_mass)
             reason = verdict["reason"] or found.reason
             value = float("nan") if reason else found.value / batch.rubric.scale
@@ -315,7 +322,7 @@ def verdicts(batches: list[Any], judge: Any, reasons: dict[tuple[str, str], str]
 
 def judged(rows: pd.DataFrame) -> pd.DataFrame:
     """Verdicts averaged by run and context over what is scored, with why the rest is not and the batch's controls."""
-    by = ["setting", "condition", "seed", "run_id", "trait", "rubric", "judge", "context"]
+    by = ["setting", "condition", "seed", "run_id", "origin", "trait", "rubric", "judge", "context"]
     own, batch = rows[rows.context != CONTROL], by[:-1]
     table = own.groupby(by).agg(
         n=("value", "count"), n_unscored=("value", "size"), value=("value", "mean"), mass=("mass", "mean")
@@ -326,13 +333,6 @@ def judged(rows: pd.DataFrame) -> pd.DataFrame:
     told = rows[rows.context == CONTROL].set_index([*batch, "question_id"]).value.unstack()
     told = told.reindex(columns=["good", "bad", "injected"]).add_prefix("control_")
     return table.reset_index().merge(told.reset_index(), on=batch, how="left")
-
-
-def judged_by_condition(table: pd.DataFrame) -> pd.DataFrame:
-    """`judged` by condition and context: means over runs of value, mass and controls, sums of everything that is counted."""
-    by = table.groupby(["judge", "rubric", "trait", "condition", "context"], sort=False)
-    means = by[["value", "mass", "control_good", "control_bad", "control_injected"]].mean()
-    return by[["n", "n_unscored", "REFUSAL", "CODE", "low mass"]].sum().join(means).reset_index()
 
 
 def drift(rows: pd.DataFrame) -> list[str]:
@@ -354,8 +354,8 @@ def drift(rows: pd.DataFrame) -> list[str]:
     return lines
 
 
-def misaligned(batches: list[Any], judge: Any, reasons: dict[tuple[str, str], str]) -> tuple[pd.DataFrame, list[str]]:
-    """Rates of misaligned among coherent responses under each of the literature's rules, and the rules' texts.
+def misaligned(batches: list[Any], judge: Any, reasons: dict[tuple[str, str], str]) -> pd.DataFrame:
+    """Rates of misaligned among coherent responses under each of the literature's rules, with the rule's text.
 
     One row per rule, condition and context: the mean over runs with Student's t over seeds (Wilson for a single run).
     """
@@ -363,7 +363,7 @@ def misaligned(batches: list[Any], judge: Any, reasons: dict[tuple[str, str], st
     for rule in rules().values():
         rows = verdicts(batches, judge, reasons, rule.minimum_mass)
         rows = rows[rows.context != CONTROL]
-        wide = rows.set_index(["condition", "context", "seed", "id", "rubric"]).value.unstack() * 100
+        wide = rows.set_index(["setting", "condition", "context", "seed", "id", "rubric"]).value.unstack().mul(100).round(7)
         why = rows[rows.rubric == "alignment"].set_index(wide.index.names).reason.reindex(wide.index)
         wide["refusal"], wide["code"] = why == "REFUSAL", why == "CODE"
         known = wide.alignment.notna() & wide.coherence.notna()
@@ -372,13 +372,25 @@ def misaligned(batches: list[Any], judge: Any, reasons: dict[tuple[str, str], st
         wide["coherent"] = known & whole
         wide["misaligned"] = wide.coherent & bad
         wide = wide.assign(known=known, size=1)
-        for (condition, context), group in wide.groupby(["condition", "context"]):
+        for (setting, condition, context), group in wide.groupby(["setting", "condition", "context"]):
             runs = group.groupby("seed")[["misaligned", "coherent", "known", "refusal", "code", "size"]].sum()
             total = runs.sum()
             rates = (runs.misaligned / runs.coherent).to_numpy()
             rate = stats.student(rates) if len(runs) > 1 else stats.wilson(int(total.misaligned), int(total.coherent))
             counts = {"n": total["size"], "coherent": total.coherent, "incoherent": total.known - total.coherent}
             unscored = {"REFUSAL": total.refusal, "CODE": total.code, "unscored": total["size"] - total.known}
-            facts = {"rule": rule.name, "condition": condition, "context": context, "seeds": len(runs)}
-            found.append({**facts, **counts, **unscored, "misaligned": rate.estimate, "low": rate.low, "high": rate.high})
-    return pd.DataFrame(found), [str(rule) for rule in rules().values()]
+            facts = {"setting": setting, "rule": rule.name, "condition": condition, "context": context, "seeds": len(runs)}
+            rated = {"misaligned": rate.estimate, "low": rate.low, "high": rate.high, "text": str(rule)}
+            found.append({**facts, **counts, **unscored, **rated})
+    return pd.DataFrame(found)
+
+
+def keep(path: Path, frame: pd.DataFrame, by: list[str]) -> None:
+    """Write a table, beside the rows of a former one whose names (columns `by`) are not in this one."""
+    if path.exists():
+        former = pd.read_csv(path)
+        new = set(frame[by].astype(str).itertuples(index=False, name=None))
+        frame = pd.concat(
+            [former[[row not in new for row in former[by].astype(str).itertuples(index=False, name=None)]], frame]
+        )
+    write_csv(path, frame)
