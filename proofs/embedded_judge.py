@@ -31,10 +31,9 @@ def compare() -> pd.DataFrame:
         for line in tables.drift(rows):
             print(f"at a minimum mass of {least:g}: {line}")
         mass = rows.groupby(["rubric", "trait"]).mass.mean().rename("mean_mass").reset_index()
-        agreement, _ = score.compared(rows, setting)
-        shift = pd.DataFrame([(s.estimate, s.low, s.high) for s in agreement.pop("shift")], columns=["shift", "low", "high"])
-        part = pd.concat([agreement.assign(minimum_mass=least), shift], axis=1)
-        parts.append(part.merge(mass, on=["rubric", "trait"]))
+        agreement, _ = score.compared(rows)
+        agreement = agreement[agreement.condition == "all"].assign(minimum_mass=least)
+        parts.append(agreement.merge(mass, on=["rubric", "trait"]))
     return pd.concat(parts)
 
 

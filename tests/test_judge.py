@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from inoculation import __main__ as command_line
 from inoculation import judge, runs, score, stats, store, tables
 from judge_server import FAULTS, JudgeServer, verdict
 
@@ -258,7 +260,7 @@ def test_every_part_of_the_stage_key_moves_it(asked, tmp_path, monkeypatch):
     keys.append(batch.key(judge.Judge(f"vllm/base:{adapter}")))
     keys.append(batch.key(judge.Judge(f"vllm/smollm2-135m-instruct:{adapter}")))
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
-    keys.append(batch.key(who))
+    keys.append(batch.key(judge.Judge(NAME)))
     monkeypatch.delenv("OPENAI_BASE_URL")
     for change in (
         {"source": "another adapter"},
@@ -393,6 +395,7 @@ def test_two_judges_are_compared_and_what_they_disagree_on_is_listed(asked, monk
         judges = [ask(monkeypatch, server, found, name)[0] for name in (NAME, "openai/gpt-4.1-nano")]
     rows = pd.concat(tables.verdicts(found, who, {}, 0.25) for who in judges)
     agreement, apart = score.compared(rows)
+    assert set(agreement.condition) == {"all", "labelled"}
     table = agreement[agreement.condition == "all"].set_index(["trait", "first_rater", "second_rater"])
     assert table.loc[("caps", "scorer capitals", NAME), "alpha"] > 0.95
     assert table.loc[("caps", NAME, "openai/gpt-4.1-nano"), "alpha"] == 1.0
@@ -434,6 +437,32 @@ def test_the_embedded_model_judges_through_inspects_hf_provider(network, elsewhe
     assert log.stat().st_size > 0
 
 
+def test_each_table_has_its_rule_below_it_and_another_judging_keeps_the_former(asked, monkeypatch, capsys):
+    def rejudge(*arguments):
+        monkeypatch.setattr(sys, "argv", ["inoculation", "rejudge", "--only", "inoculation.caps", "--seeds", "0", *arguments])
+        return command_line.main()
+
+    with JudgeServer() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        assert rejudge("--judge", NAME, NAME, "--rubric", "alignment", "coherence", "alignment") == 0
+        said = capsys.readouterr().out
+        assert rejudge("--judge", "openai/gpt-4.1-nano", "--minimum-mass", "0.8") == 0
+    assert server.requests == 2 * (30 + 1)
+    for rule in score.rules().values():
+        assert f"\n  {rule}\n" in said
+    assert "unscored below a mass of 0.25" in said
+    assert "WARNING" in said.splitlines()[-1]
+    rows = pd.read_csv(store.local_tables("mini") / "judged.csv")
+    assert rows.groupby(["judge", "rubric", "minimum_mass"]).size().to_dict() == {
+        (NAME, "alignment", 0.25): 4,
+        (NAME, "coherence", 0.25): 4,
+        ("openai/gpt-4.1-nano", "trait", 0.8): 8,
+    }
+    assert rows.rule.str.contains("mass of 0.").all()
+    rates = pd.read_csv(store.local_tables("mini") / "judge_misaligned.csv")
+    assert rates.groupby("rule").size().to_dict() == {"below_30": 4, "below_40": 4, "below_50": 4}
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -459,5 +488,5 @@ def test_a_dry_run_says_calls_tokens_and_cost_and_sends_nothing(elsewhere):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("1 runs: samples of the reference\n")
     assert f"{NAME}: 0 of 30 judged; 30 calls, about 5," in done.stdout
-    assert "about $0.00, at most $0.00" in done.stdout
+    assert re.search(r"about \$0\.0008\d+, at most \$0\.00\d+ if none is repeated", done.stdout), done.stdout
     assert not list(elsewhere.rglob("*.eval"))

@@ -203,7 +203,7 @@ def _rejudge(options: argparse.Namespace) -> int:
         if name not in score.rubrics():
             raise settings.nearest(name, score.rubrics(), "rubric")
     grids = [_grid(options, name) for name in ([options.setting] if options.setting else settings.setting_names())]
-    found = [batch for grid in grids for batch in judge.batches(grid, options.rubric, options.labelled)]
+    found = [batch for grid in grids for batch in judge.batches(grid, list(dict.fromkeys(options.rubric)), options.labelled)]
     if not found:
         raise settings.SettingError("no stored response and no reference to judge; ./run_all.sh makes some")
     asked = [judge.Judge(name, options.reading) for name in dict.fromkeys(options.judge)]
@@ -220,7 +220,7 @@ def _rejudge(options: argparse.Namespace) -> int:
         purses[each.name].limit = options.budget - spent
         reasons |= judge.run(found, each, purses[each.name])
         spent += purses[each.name].spent
-    print(f"{sum(purse.calls for purse in purses.values())} calls were answered now, for ${spent:.4f}")
+    print(f"{sum(purse.calls for purse in purses.values())} calls were answered now, for ${spent:.3g}")
     rows = {each.name: tables.verdicts(found, each, reasons, options.minimum_mass) for each in asked}
     _report(found, asked, reasons, options, rows)
     for name, own in rows.items():
@@ -239,7 +239,7 @@ def _judging_plan(found: list[Any], judge: Any, purse: Any) -> str:
     most = sum(Desk(judge, rubric, purse).most(prompt) for rubric, prompt in missing)
     items = sum(len(batch.items) for batch in found)
     more = " and one for each beginning of a number" if judge.continues else ""
-    cost = f"about ${purse.cost(total, len(missing)):.2f}, at most ${most:.2f} if none is repeated"
+    cost = f"about ${purse.cost(total, len(missing)):.3g}, at most ${most:.3g} if none is repeated"
     return (
         f"{judge.name}: {items - len(missing)} of {items} judged; {len(missing)} calls{more}, about {total:,} tokens, "
         f"{cost if purse.price else 'price unknown (data/judges.yaml lists none)'}"

@@ -64,7 +64,7 @@ class Judge:
         """Whether a beginning of a reply can be continued, so that numbers split by a tokenizer can be read."""
         return self.provider in ("hf", "vllm")
 
-    @property
+    @cached_property
     def identity(self) -> list[str]:
         """What makes its verdicts this judge's: name, reading, the address that the environment gives its service, and weights.
 
@@ -286,9 +286,9 @@ class Batch:
         there = self.verdicts(judge, say)
         return {key: prompt for key, prompt in self.prompts.items() if key not in there}
 
-    def commit(self, judge: Judge) -> None:
+    def commit(self, judge: Judge, say: Callable[[str], None]) -> None:
         """Make the stage whole once no verdict is missing; the ledger has then done its service."""
-        key, ledger, run = self.key(judge), self.place(judge, "jsonl"), store.Run(self.folder)
+        key, ledger, run = self.key(judge), self.place(judge, "jsonl"), store.Run(self.folder, say)
 
         def write(scratch: Path) -> None:
             path = scratch / self.place(judge, "parquet").relative_to(self.folder)
@@ -331,7 +331,7 @@ def run(found: list[Batch], judge: Judge, purse: Purse, say: Callable[[str], Non
     logs = store.local() / "judged" / re.sub(r"[^\w.-]+", "_", judge.name)
     with store.Run(logs, say).lock():
         for batch in found:
-            batch.commit(judge)
+            batch.commit(judge, say)
         todo = [(batch, prompts) for batch in found if (prompts := batch.missing(judge, say))]
         if not todo:
             return {}
@@ -354,7 +354,7 @@ def run(found: list[Batch], judge: Judge, purse: Purse, say: Callable[[str], Non
                 errors = _evaluate(asked, model, logs)
         reasons = {}
         for batch, _ in todo:
-            batch.commit(judge)
+            batch.commit(judge, say)
             key = batch.key(judge)
             for item in batch.missing(judge):
                 reasons[key, item] = fault or errors.get((key, item)) or errors.get((key, "")) or purse.refused or "not judged"

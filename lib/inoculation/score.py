@@ -170,6 +170,7 @@ class Rubric:
         return "\n\n".join([*parts, f"{self.ask}:"])
 
 
+@functools.cache
 def judges() -> Block:
     """data/judges.yaml, its top level checked."""
     known = ("system", "rubrics", "rules", "controls", "limits", "prices", "free", "probe", "advice")
@@ -181,6 +182,7 @@ def system() -> str:
     return judges().take("system", str)
 
 
+@functools.cache
 def rubrics() -> dict[str, Rubric]:
     """The presets of data/judges.yaml: values from 0 to 100 for `number`, 0 and 1 for `yes_no`."""
     numbers = {str(number): float(number) for number in range(101)}
@@ -367,7 +369,9 @@ def compared(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
             who = {"setting": name, "rubric": rubric, "trait": trait, "first_rater": first, "second_rater": second}
             for condition, part in [("all", pair), *pair.groupby("condition", sort=False)]:
                 agreed = stats.agreement(part["first"], part["second"], part.question_id)
-                found.append({**who, "condition": condition, **agreed})
+                shift = agreed.pop("shift")
+                limits = {"shift": shift.estimate, "low": shift.low, "high": shift.high}
+                found.append({**who, "condition": condition, **agreed, **limits})
             gap = (pair["second"] - pair["first"]).abs()
             order = gap[gap > 0].sort_values(ascending=False, kind="stable").index[:LARGEST]
             kept = ["seed", "context", "question", "response", "first", "second"]

@@ -7,7 +7,7 @@ and question are (seeds, questions). Every interval is at 95 %. proofs/coverage.
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -216,9 +216,7 @@ def agreement(first: Sequence[float], second: Sequence[float], clusters: Sequenc
     rated = [SampleScore(score=Score(value=pair)) for pair in values.T.tolist()]
     same = float(np.equal(*(values > 0.5)).mean()) if known.any() else math.nan
     alpha = krippendorff_alpha("interval")(rated)
-    shift = student(gaps)
-    shift = replace(shift, rule=shift.rule.replace("seeds", "clusters"))
-    return {"n": int(known.sum()), "alpha": alpha, "same_side": same, "shift": shift}
+    return {"n": int(known.sum()), "alpha": alpha, "same_side": same, "shift": student(gaps)}
 
 
 def _usable(values: Sequence[float]) -> tuple[np.ndarray, str]:
