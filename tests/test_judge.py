@@ -417,7 +417,7 @@ def test_a_preset_runs_by_hand_and_inspect_reads_the_log(elsewhere, monkeypatch)
     assert done.returncode == 0, done.stdout + done.stderr
     (log,) = elsewhere.glob("logs/*.eval")
     dumped = json.loads(subprocess.run([*inspect, "log", "dump", str(log)], capture_output=True, text=True).stdout)
-    assert dumped["results"]["scores"][0]["metrics"]["mean"]["value"] == pytest.approx(50, abs=0.5)
+    assert dumped["results"]["scores"][0]["metrics"]["responses"]["value"] == pytest.approx(50, abs=0.5)
     assert KEY not in json.dumps(dumped)
 
 

@@ -26,12 +26,12 @@ from inspect_ai import Task, task
 from inspect_ai import eval as evaluate_tasks
 from inspect_ai import model as served
 from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.scorer import Score, Scorer, Target, mean, scorer
+from inspect_ai.scorer import Score, Scorer, Target, grouped, mean, scorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from tqdm import tqdm
 
 from inoculation import runs, store, tables
-from inoculation.score import Purse, Rubric, controls, judges, price, read_reply, rubrics, system, weigh
+from inoculation.score import CONTROL, Purse, Rubric, controls, judges, price, read_reply, rubrics, system, weigh
 from inoculation.settings import base_model_source, load_setting
 
 JUDGE_VERSION = 1
@@ -189,7 +189,7 @@ def _probabilities(reply: served.ModelOutput) -> dict[str, float] | None:
     return found
 
 
-@scorer(metrics=[mean()])
+@scorer(metrics=[grouped(mean(), "part", all=False)])
 def judged(desk: Desk) -> Scorer:
     """The verdict's value on the rubric's scale, or unscored with the reason."""
 
@@ -205,7 +205,11 @@ def judged(desk: Desk) -> Scorer:
 def asking(desk: Desk, prompts: dict[str, str], name: str, facts: dict[str, Any] | None = None) -> Task:
     """The inspect task that puts prompts (by sample id) to a judge."""
     said = served.ChatMessageSystem(content=system())
-    samples = [Sample(id=key, input=[said, served.ChatMessageUser(content=text)]) for key, text in prompts.items()]
+    part = {True: "controls", False: "responses"}
+    samples = [
+        Sample(id=key, input=[said, served.ChatMessageUser(content=text)], metadata={"part": part[key.startswith(CONTROL)]})
+        for key, text in prompts.items()
+    ]
     return Task(name=name, dataset=MemoryDataset(samples), solver=consult(desk), scorer=judged(desk), metadata=facts)
 
 
