@@ -8,6 +8,7 @@ own commands then read the logs and serve them to the viewer.
 import datetime
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def judged(server: JudgeServer, home: Path) -> dict[str, Any]:
     """Judge the reference's responses through the server, killed once at half of them; what the ledgers then hold."""
     environment = {**os.environ, "OPENAI_API_KEY": "none", "OPENAI_BASE_URL": server.url, "INOCULATION_HOME": str(home)}
     plan = subprocess.run([*COMMAND, "--dry-run"], env=environment, cwd=store.ROOT, capture_output=True, text=True, check=True)
-    total = int(plan.stdout.split(" of ")[1].split()[0])
+    total = int(re.search(r"of (\d+) judged", plan.stdout)[1])
     first = subprocess.Popen(COMMAND, env=environment, cwd=store.ROOT)
     while sum(server.answered.values()) < total // 2 and first.poll() is None:
         time.sleep(0.05)
@@ -91,11 +92,7 @@ def prove() -> pd.DataFrame:
     rows += [(f"fault injected: {name}", server.injected[name], None) for name in FAULTS]
     rows += [
         ("requests sent before the kill", found["at the kill"], None),
-        (
-            "answered, beside two probes, and asked again because of the kill",
-            sum(server.answered.values()) - 2 - distinct,
-            None,
-        ),
+        ("answered twice because of the kill", sum(server.answered.values()) - PROBES - distinct, None),
         ("exit status after going on", found["status"], 0),
         ("lost", found["total"] - distinct, 0),
         ("double", int(table.n.sum() + table.n_unscored.sum()) - responses, 0),
