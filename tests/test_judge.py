@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import json
 import math
 import multiprocessing
@@ -199,7 +200,9 @@ def test_an_interrupted_and_a_killed_judging_go_on_where_they_were(elsewhere):
         environment = {**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": server.url}
         for signum, after in ((signal.SIGINT, 20), (signal.SIGKILL, 50)):
             quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            started = subprocess.Popen(command, cwd=store.ROOT, env=environment, **quiet)
+            # A test session in the background ignores Ctrl-C, and so would its children.
+            heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+            started = subprocess.Popen(command, cwd=store.ROOT, env=environment, preexec_fn=heed, **quiet)
             while server.requests < after:
                 time.sleep(0.05)
             started.send_signal(signum)
