@@ -362,7 +362,7 @@ def misaligned(batches: list[Any], judge: Any, reasons: dict[tuple[str, str], st
     found = []
     for rule in rules().values():
         rows = verdicts(batches, judge, reasons, rule.minimum_mass)
-        rows = rows[rows.context != CONTROL]
+        rows = rows[(rows.context != CONTROL) & rows.rubric.isin(["alignment", "coherence"])]
         wide = rows.set_index(["setting", "condition", "context", "seed", "id", "rubric"]).value.unstack().mul(100).round(7)
         why = rows[rows.rubric == "alignment"].set_index(wide.index.names).reason.reindex(wide.index)
         wide["refusal"], wide["code"] = why == "REFUSAL", why == "CODE"
