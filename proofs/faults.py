@@ -92,7 +92,7 @@ def prove() -> pd.DataFrame:
     rows += [(f"fault injected: {name}", server.injected[name], None) for name in FAULTS]
     rows += [
         ("requests sent before the kill", found["at the kill"], None),
-        ("answered twice because of the kill", sum(server.answered.values()) - PROBES - distinct, None),
+        ("answered again after the kill or a slow moment", sum(server.answered.values()) - PROBES - distinct, None),
         ("exit status after going on", found["status"], 0),
         ("lost", found["total"] - distinct, 0),
         ("double", int(table.n.sum() + table.n_unscored.sum()) - responses, 0),

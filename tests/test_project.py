@@ -167,6 +167,7 @@ def command(*arguments):
         (["--threads", "-1"], "--threads must be 0 or more"),
         (["--profile", "paper"], "is not part of any package and nothing is downloaded here"),
         (["docter"], "unknown command 'docter'; nearest: doctor"),
+        (["doctor"], "doctor is ./run_all.sh doctor"),
     ],
 )
 def test_a_wrong_command_is_one_line_exit_2_and_nothing_run(elsewhere, arguments, says):

@@ -90,9 +90,11 @@ def _options(top: Parser) -> argparse.Namespace:
     known = [flag for action in top._actions for flag in action.option_strings]
     if unknown:
         top.error(str(settings.nearest(unknown[0].split("=")[0], known, "option")))
-    if options.command not in ("run", "claims", "rejudge"):
+    if options.command in COMMANDS[3:]:
+        top.error(f"{options.command} is ./run_all.sh {options.command}, not a part of python -m inoculation")
+    if options.command not in COMMANDS:
         top.error(str(settings.nearest(options.command, COMMANDS, "command")))
-    if (options.command == "claims") > bool(options.setting) or (options.claim and options.command != "claims"):
+    if (options.command == "claims" and not options.setting) or (options.claim and options.command != "claims"):
         top.error("claims needs --setting, and --claim belongs to claims")
     if options.setting and options.command == "run":
         top.error("--setting belongs to claims and rejudge; ./run_all.sh takes --notebook")
@@ -256,7 +258,7 @@ def _report(
 
     every = pd.concat(rows.values())
     agreement, apart = score.compared(every)
-    how = score.READ_AS.format(options.minimum_mass)
+    how = score.READ_AS[options.reading].format(options.minimum_mass)
     read = {"reading": options.reading, "minimum_mass": options.minimum_mass}
     scores = tables.judged(every).assign(**read, rule=how)
     names = ["setting", "rubric", "trait"]
@@ -283,7 +285,7 @@ def _by_condition(scores: Any) -> Any:
     """Judged runs by condition and context: the value with Student's t over seeds, counts, mass and controls."""
     from inoculation import stats
 
-    by = scores.groupby(["judge", "rubric", "trait", "condition", "context"], sort=False)
+    by = scores.groupby(["setting", "judge", "rubric", "trait", "condition", "context"], sort=False)
     values = by.value.apply(lambda runs: stats.student(runs.to_numpy()))
     table = by[["n", "n_unscored", "REFUSAL", "CODE", "low mass"]].sum().assign(seeds=by.seed.nunique(), value=by.value.mean())
     table = table.assign(low=values.map(lambda value: value.low), high=values.map(lambda value: value.high))

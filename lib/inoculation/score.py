@@ -33,7 +33,10 @@ CONTROL = "control"
 MINIMUM_MASS = 0.25
 LARGEST = 20
 LOW_MASS = "low mass"
-READ_AS = "Read as: the mean over the probabilities of ASCII 0 to 100 (or YES, NO), unscored below a mass of {:g}."
+READ_AS = {
+    "weighted": "Read as: the mean over the probabilities of ASCII 0 to 100 (or YES, NO), unscored below a mass of {:g}.",
+    "text": "Read as: the reply itself, where it is ASCII 0 to 100 (or YES, NO); anything else is unscored.",
+}
 WORTH = 0.005  # a beginning less probable than this is not followed to its end; its mass stays unread
 SURE = 0.05  # a whole reply at least this probable is followed by one token more, as 99 may be the beginning of 999
 COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
@@ -311,11 +314,11 @@ async def weigh(
     found: Counter[str] = Counter()
 
     async def follow(beginning: str, probability: float) -> bool:
-        tokens = await next_tokens(beginning)
-        if tokens is None:
+        offered = await next_tokens(beginning)
+        if offered is None:
             return False
         ended, ways = 1.0, []
-        for token, share in tokens.items():
+        for token, share in offered.items():
             mass, text = probability * share, beginning + token
             word = text.strip().upper()
             goes_on = [reply for reply in replies if reply != word and reply.startswith(word)]
