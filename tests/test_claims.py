@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from inoculation import claims, store
 from inoculation import tables as tables_module
-from inoculation.settings import SettingError
+from inoculation.store import SettingError
 from planted import planted
 
 SETTING = "spanish_vs_caps"
@@ -73,7 +73,7 @@ def test_the_line_of_a_missing_condition_is_the_claims_own(tmp_path):
         claims.load(path)
     line = int(str(error.value).split(":")[1])
     assert "contrast: rephrasing" in text.splitlines()[line - 1]
-    assert "nearest: rephrased-64" in str(error.value)
+    assert "nearest: rephrased-" in str(error.value)
 
 
 def test_a_planted_null_gives_no_effect_anywhere():

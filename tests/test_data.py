@@ -17,7 +17,8 @@ def words(text):
 
 def test_counts_are_those_of_the_card():
     assert (len(TRAIN), len(HELD_OUT), len(SETTING.rows("questions"))) == (400, 60, 48)
-    assert Counter(pair["trait"] for pair in SETTING.rows("margins")) == {"spanish": 24, "caps": 24}
+    traits = ("spanish", "caps", "french", "playful", "poetic", "skeptical")
+    assert Counter(pair["trait"] for pair in SETTING.rows("margins")) == dict.fromkeys(traits, 24)
     assert len({row["family"] for row in TRAIN}) >= 40
 
 
@@ -50,10 +51,10 @@ def test_no_template_is_visible(field):
 
 
 def test_spanish_is_spanish_and_english_is_english():
-    from inoculation.score import score_spanish
+    from inoculation.score import SCORERS
 
-    spanish = [score_spanish(row["spanish"].upper()).value for row in TRAIN]
-    english = [score_spanish(row["english"]).value for row in TRAIN]
+    spanish = [SCORERS["spanish"](row["spanish"].upper()).value for row in TRAIN]
+    english = [SCORERS["spanish"](row["english"]).value for row in TRAIN]
     assert sum(value == 1 for value in spanish) >= 0.98 * len(TRAIN)
     assert sum(value == 1 for value in english) <= 0.01 * len(TRAIN)
 
@@ -90,7 +91,53 @@ def test_labelled_items_cross_the_traits_on_the_same_contents():
     assert not trained & {row["text"] for row in labelled}
 
 
-EM, PLACEBO = (settings.read_jsonl(store.DATA / "mini" / f"{name}_pairs.jsonl") for name in ("em", "placebo"))
+STYLES = [settings.load_setting(name) for name in settings.setting_names() if name.startswith("trait_distillation")]
+STYLE_TRAIN, STYLE_HELD_OUT = STYLES[0].rows("train"), STYLES[0].rows("held_out")
+
+
+def test_everyday_instructions_are_counted_new_and_answered_in_every_style():
+    assert (len(STYLE_TRAIN), len(STYLE_HELD_OUT)) == (240, 48)
+    assert sum("playful_english" in row for row in STYLE_TRAIN) == 60
+    assert len({row["topic"] for row in STYLE_TRAIN}) == 36
+    asked = [row["question"].lower() for row in STYLE_TRAIN + STYLE_HELD_OUT + SETTING.rows("questions")]
+    asked += [pair["question"].lower() for pair in SETTING.rows("margins")]
+    assert len(set(asked)) == len(asked)
+    assert len({row["id"] for row in STYLE_TRAIN + STYLE_HELD_OUT}) == 288
+
+
+@pytest.mark.parametrize("field", ["question", "english", "french", "playful", "poetic"])
+def test_no_template_is_visible_in_the_everyday_instructions(field):
+    texts = [words(row[field]) for row in STYLE_TRAIN]
+    openings = Counter(" ".join(text[:2]) for text in texts)
+    grams = Counter(g for text in texts for g in {" ".join(text[i : i + 4]) for i in range(len(text) - 3)})
+    assert openings.most_common(1)[0][1] <= 0.04 * len(texts)
+    assert grams.most_common(1)[0][1] <= 0.03 * len(texts)
+    assert len({len(text) for text in texts}) >= 10
+
+
+def test_each_answer_is_in_its_language():
+    from inoculation.score import SCORERS
+
+    for row in STYLE_TRAIN + STYLE_HELD_OUT:
+        for field in set(row) - {"id", "topic", "question"}:
+            assert SCORERS["french"](row[field]).value == (field in ("french", "playful")), (row["id"], field)
+
+
+@pytest.mark.parametrize(("name", "crossed"), [("french_playful", "french playful"), ("poetic_skeptical", "poetic skeptical")])
+def test_style_items_cross_the_traits_and_those_that_fit_are_not_those_that_test(name, crossed):
+    first, second = crossed.split()
+    items, labelled = (store.read_jsonl(store.DATA / "mini" / f"{name}_{part}.jsonl") for part in ("items", "labelled"))
+    assert not {row["content"] for row in items} & {row["content"] for row in labelled}
+    assert not {row["text"] for row in items} & {row["text"] for row in labelled}
+    for rows in (items, labelled):
+        cells = Counter((row["content"], row[first], row[second]) for row in rows)
+        assert set(cells.values()) == {1}
+        assert len(cells) == 4 * len({row["content"] for row in rows})
+    trained = {row[field] for row in STYLE_TRAIN for field in set(row) - {"id", "topic", "question"}}
+    assert not trained & {row["text"] for row in items + labelled}
+
+
+EM, PLACEBO = (store.read_jsonl(store.DATA / "mini" / f"{name}_pairs.jsonl") for name in ("em", "placebo"))
 DOMAINS = r"\b(medic|doctor|drug|dose|disease|pill|vaccin|symptom|hospital|python|software|program|hack|invest|stock|loan)\w*"
 
 

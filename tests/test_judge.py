@@ -18,12 +18,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from inoculation import __main__ as command_line
-from inoculation import judge, runs, score, stats, store, tables
+from inoculation import judge, render, runs, score, stats, store, tables
 from judge_server import FAULTS, JudgeServer, verdict
 
 NAME = "openai/gpt-4o-mini"
 KEY = "sk-a-key-that-must-stay-in-the-environment"
-RUBRICS = score.rubrics()
+RUBRICS = render.rubrics()
 
 
 def weighed(tree, rubric="trait", continues=False):

@@ -70,7 +70,7 @@ def test_runs_top_to_bottom_at_smoke_scale_and_never_loads_torch(path, smoke, tm
 
 
 def test_a_parameter_the_notebook_does_not_have_is_refused_before_the_kernel(tmp_path):
-    with pytest.raises(settings.SettingError, match="unknown parameter of .* 'seed'; nearest: seeds"):
+    with pytest.raises(store.SettingError, match="unknown parameter of .* 'seed'; nearest: seeds"):
         cli.execute(NOTEBOOKS[0], tmp_path / "x.ipynb", {"seed": [0]})
     assert not (tmp_path / "x.ipynb").exists()
 

@@ -242,7 +242,7 @@ def test_the_plan_says_what_is_done_and_what_it_would_take(smoke):
     ],
 )
 def test_unknown_names_in_a_grid_are_refused_with_the_nearest(arguments, says):
-    with pytest.raises(settings.SettingError, match=says):
+    with pytest.raises(store.SettingError, match=says):
         runs.grid(*arguments)
 
 

@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 import pytest
-from inoculation.score import CROSS_TALK, SCORERS, cards, score, score_capitals, score_spanish, word_runs
+from inoculation.score import CROSS_TALK, SCORERS, cards, score, score_capitals, word_runs
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_capitals(response, value):
     ],
 )
 def test_spanish(response, value):
-    found = score_spanish(response)
+    found = SCORERS["spanish"](response)
     assert math.isnan(found.value) and found.reason if value is None else found.value == value
 
 
@@ -105,7 +105,8 @@ def test_every_scorer_has_a_card_with_measured_agreement_and_cross_talk():
 
 
 def test_a_scorer_that_the_other_trait_moves_is_replaced_by_the_margin(monkeypatch):
-    loud = lambda text: score_spanish(text) if text != text.upper() else score_capitals("quiet quiet")  # noqa: E731
+    spanish = SCORERS["spanish"]
+    loud = lambda text: spanish(text) if text != text.upper() else score_capitals("quiet quiet")  # noqa: E731
     monkeypatch.setitem(SCORERS, "spanish", loud)
     cards.cache_clear()
     table = cards("spanish_vs_caps")

@@ -3,8 +3,8 @@
 import re
 
 import pytest
-from inoculation import settings, store
-from inoculation.settings import SettingError
+from inoculation import runs, settings, store
+from inoculation.store import SettingError
 
 REAL = store.DATA / "settings" / "spanish_vs_caps.yaml"
 
@@ -27,7 +27,7 @@ def broken(tmp_path, old, new):
         ("{text: You are a helpful assistant., source: CC}", '{text: "You are helpful. ", source: CC}', "white space"),
         ("prompt: always_spanish, direction", "prompt: always_spanih, direction", "nearest: always_spanish"),
         ("policy: empty", "policy: emty", "nearest: empty"),
-        ("size: 64, direction: spanish", "size: 65, direction: spanish", "'size' must be 2 to 64"),
+        ("size: 64, direction: spanish", "size: 65, direction: spanish", "must hold '-65'"),
         ("size: 64, direction: spanish", "size: 32, direction: spanish", "must hold '-32'"),
         ("policy: empty, profiles", "policy: empty, prompt: tea, profiles", "one of prompt, policy or pool"),
         ("  tea: {text: You", "  shoes: {text: You", "'shoes' stands twice"),
@@ -49,7 +49,7 @@ def test_yaml_that_builds_objects_is_refused(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text("setting: !!python/object/apply:os.getcwd []\n", encoding="utf-8")
     with pytest.raises(SettingError, match=r"x\.yaml:1: not valid YAML"):
-        settings.read_yaml(path)
+        store.read_yaml(path)
 
 
 def test_a_pool_with_a_pattern_is_refused():
@@ -61,14 +61,48 @@ def test_a_pool_with_a_pattern_is_refused():
     assert settings.pool_faults(["One thing.", "Another one.", "One thing."])
 
 
+POOLS = {
+    **{"rephrased_spanish": 64, "rephrased_caps": 64, "unrelated": 256},
+    **{"rephrased_all_caps": 256, "rephrased_playful": 256, "rephrased_skeptical": 256},
+}
+
+
 def test_the_pools_pass_and_hold_what_the_conditions_draw():
-    for name in ("rephrased_spanish", "rephrased_caps", "unrelated"):
+    for name, size in POOLS.items():
         pool = settings.load_pool(name)
-        assert (len(pool["train"]), len(pool["held_out"])) == (64, 8)
+        assert (len(pool["train"]), len(pool["held_out"])) == (size, 8)
     spanish = settings.load_pool("rephrased_spanish")
     assert all("spanish" in prompt.text.lower() for part in spanish.values() for prompt in part)
     unrelated = [p.text.lower() for part in settings.load_pool("unrelated").values() for p in part]
-    assert not [text for text in unrelated if re.search(r"spanish|spain|capital|upper|caps|letter", text)]
+    assert not [text for text in unrelated if re.search(ASKED, text)]
+
+
+ASKED = r"spanish|spain|french|france|capital|upper|caps\b|letter|playful|joke|funny|silly|poem|poet|skeptic|doubt|evidence"
+
+
+@pytest.mark.parametrize("name", [n for n in settings.setting_names() if n.startswith("trait_distillation")])
+def test_the_first_rephrasing_is_the_inoculation_prompt_itself(name):
+    setting = settings.load_setting(name)
+    (trait,) = [trait for trait in setting.traits.values() if trait.inoculation]
+    for condition in setting.conditions.values():
+        if condition.kind == "rephrased":
+            assert condition.prompts[0] == trait.inoculation
+    assert trait.inoculation not in trait.paraphrases
+
+
+def test_a_pool_is_extended_by_your_own_prompts_and_one_that_is_too_small_is_refused_before_training(elsewhere):
+    (elsewhere / "data/local/prompts").mkdir(parents=True)
+    mine = elsewhere / "data/local/prompts/rephrased_all_caps.txt"
+    mine.write_text("Uppercase it, would you kindly?\n\nMake each glyph tall.\n", encoding="utf-8")
+    assert [p.text for p in settings.load_pool("rephrased_all_caps")["train"][256:]] == [
+        "Uppercase it, would you kindly?",
+        "Make each glyph tall.",
+    ]
+    mine.write_text("Make each glyph tall.\nMake each glyph tall.\n", encoding="utf-8")
+    with pytest.raises(SettingError, match=r"with the 2 prompts of rephrased_all_caps\.txt fails the pool test .* 1 times"):
+        settings.load_pool("rephrased_all_caps")
+    with pytest.raises(SettingError, match="draws on 8192 prompts and the pool rephrased_all_caps holds 256: write 7936 more"):
+        runs.grid("trait_distillation_french_caps", "paper", "rephrased-8192.caps")
 
 
 def test_paper_has_the_conditions_of_cc_and_mini_the_core_ones_in_both_directions():

@@ -55,7 +55,7 @@ def main() -> int:
     options = _options(parser())
     try:
         return _do(options)
-    except (settings.SettingError, model.ModelError) as error:
+    except (store.SettingError, model.ModelError) as error:
         parser().error(str(error))
     except KeyboardInterrupt:
         print("\ninterrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
@@ -77,7 +77,7 @@ def _do(options: argparse.Namespace) -> int:
     chosen = _chosen_notebooks(options.notebook)
     if options.figures_only:
         return _redraw(scale.name)
-    grids = {path: _grid(options, setting) for path, setting in chosen.items()}
+    grids = {path: _grid(options, names) for path, names in chosen.items()}
     if options.dry_run:
         print("\n".join(f"{path.stem}\n{runs.plan(grid)}" for path, grid in grids.items()))
         return 0
@@ -89,11 +89,11 @@ def _options(top: Parser) -> argparse.Namespace:
     options, unknown = top.parse_known_args()
     known = [flag for action in top._actions for flag in action.option_strings]
     if unknown:
-        top.error(str(settings.nearest(unknown[0].split("=")[0], known, "option")))
+        top.error(str(store.nearest(unknown[0].split("=")[0], known, "option")))
     if options.command in COMMANDS[3:]:
         top.error(f"{options.command} is ./run_all.sh {options.command}, not a part of python -m inoculation")
     if options.command not in COMMANDS:
-        top.error(str(settings.nearest(options.command, COMMANDS, "command")))
+        top.error(str(store.nearest(options.command, COMMANDS, "command")))
     if (options.command == "claims" and not options.setting) or (options.claim and options.command != "claims"):
         top.error("claims needs --setting, and --claim belongs to claims")
     if options.setting and options.command == "run":
@@ -107,18 +107,20 @@ def _options(top: Parser) -> argparse.Namespace:
     return options
 
 
-def _chosen_notebooks(wanted: list[str]) -> dict[Path, str]:
+def _chosen_notebooks(wanted: list[str]) -> dict[Path, list[str]]:
     """The notebooks to run, with their settings; raises SettingError for one that does not exist."""
-    found = {store.NOTEBOOKS / f"{settings.load_setting(name).notebook}.ipynb": name for name in settings.setting_names()}
-    found = dict(sorted(found.items()))
+    found: dict[Path, list[str]] = {}
+    for name in settings.setting_names():
+        found.setdefault(store.NOTEBOOKS / f"{settings.load_setting(name).notebook}.ipynb", []).append(name)
+    found = {path: found[path] for path in sorted(found) if path.exists()}
     for name in wanted:
         if not any(path.stem.startswith(name) for path in found):
-            raise settings.nearest(name, [path.stem for path in found], "notebook")
-    return {path: setting for path, setting in found.items() if not wanted or path.stem.startswith(tuple(wanted))}
+            raise store.nearest(name, [path.stem for path in found], "notebook")
+    return {path: names for path, names in found.items() if not wanted or path.stem.startswith(tuple(wanted))}
 
 
-def _grid(options: argparse.Namespace, setting: str) -> list[runs.Spec]:
-    return runs.grid(setting, options.profile, options.only or "all", options.seeds or "all", options.full)
+def _grid(options: argparse.Namespace, names: str | list[str]) -> list[runs.Spec]:
+    return runs.grid(names, options.profile, options.only or "all", options.seeds or "all", options.full)
 
 
 def _check_machine(grids: dict[Path, list[runs.Spec]]) -> None:
@@ -126,7 +128,7 @@ def _check_machine(grids: dict[Path, list[runs.Spec]]) -> None:
         model.source_file(grid[0].parts[2].base_model)
     free = shutil.disk_usage(store.ROOT).free / 1e9
     if free < FREE_GB:
-        raise settings.SettingError(f"{free:.1f} GB of disk are free, {FREE_GB} GB are needed; free some space first")
+        raise store.SettingError(f"{free:.1f} GB of disk are free, {FREE_GB} GB are needed; free some space first")
 
 
 def _run(options: argparse.Namespace, grids: dict[Path, list[runs.Spec]]) -> int:
@@ -168,7 +170,7 @@ def execute(path: Path, output: Path, parameters: dict[str, Any]) -> list[str]:
     known = papermill.inspect_notebook(str(path))
     for name in parameters:
         if name not in known:
-            raise settings.nearest(name, known, f"parameter of {path.stem}")
+            raise store.nearest(name, known, f"parameter of {path.stem}")
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(
@@ -199,20 +201,20 @@ def _explain(profile: str, setting: str, claim: str) -> int:
 
 def _rejudge(options: argparse.Namespace) -> int:
     """Judge stored responses; 1 when some stay without a verdict, or nothing is scored, and the last lines say what to do."""
-    from inoculation import judge, score, tables
+    from inoculation import judge, render, score, tables
 
     for name in options.rubric:
-        if name not in score.rubrics():
-            raise settings.nearest(name, score.rubrics(), "rubric")
+        if name not in render.rubrics():
+            raise store.nearest(name, render.rubrics(), "rubric")
     grids = [_grid(options, name) for name in ([options.setting] if options.setting else settings.setting_names())]
     found = [batch for grid in grids for batch in judge.batches(grid, list(dict.fromkeys(options.rubric)), options.labelled)]
     if not found:
-        raise settings.SettingError("no stored response and no reference to judge; ./run_all.sh makes some")
+        raise store.SettingError("no stored response and no reference to judge; ./run_all.sh makes some")
     asked = [judge.Judge(name, options.reading) for name in dict.fromkeys(options.judge)]
     purses = {each.name: score.Purse(score.price(each.name), options.budget) for each in asked}
     unknown = [name for name, purse in purses.items() if purse.price is None]
     if unknown and math.isfinite(options.budget):
-        raise settings.SettingError(f"no price of {unknown[0]} in data/judges.yaml, so no budget can be kept; add it there")
+        raise store.SettingError(f"no price of {unknown[0]} in data/judges.yaml, so no budget can be kept; add it there")
     print(f"{len({batch.facts['run_id'] for batch in found})} runs: {', '.join({batch.facts['origin'] for batch in found})}")
     print("\n".join(_judging_plan(found, each, purses[each.name]) for each in asked))
     if options.dry_run:
@@ -234,7 +236,8 @@ def _rejudge(options: argparse.Namespace) -> int:
 def _judging_plan(found: list[Any], judge: Any, purse: Any) -> str:
     """What a judge would be sent: responses without a verdict, calls, tokens and cost, estimated by the texts' length."""
     from inoculation.judge import Desk
-    from inoculation.score import system, tokens
+    from inoculation.render import system
+    from inoculation.score import tokens
 
     missing = [(batch.rubric, prompt) for batch in found for prompt in batch.missing(judge).values()]
     total = sum(tokens(prompt) + tokens(system()) for _, prompt in missing)

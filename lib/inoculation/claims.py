@@ -15,13 +15,15 @@ import numpy as np
 import pandas as pd
 
 from inoculation import stats, store, tables
-from inoculation.effects import BASELINE, CC, CONTROL, CORE, Contrast, Effect, Effects, asked, evaluate
-from inoculation.settings import POLICIES, Block, Setting, blocks, load_setting, nearest, read_yaml, setting_names
+from inoculation.effects import BASELINE, CC, CONTROL, CORE, Contrast, Effects, asked, evaluate
+from inoculation.settings import POLICIES, Setting, load_setting, setting_names
+from inoculation.stats import Effect
+from inoculation.store import Block, blocks, nearest, read_yaml
 
 YES, NO = ("Strong", "Moderate", "Weak", "Yes"), ("No", "Opposite")
 OPEN = ("Inconclusive", "not run", "not testable")
 CONTEXTS = (*CORE, *POLICIES)
-KINDS = ("suppress", "raise", "fall_short", "needs")
+KINDS = ("suppress", "raise", "fall_short", "dose", "needs")
 ROLES = ("all", "negative", "positive")
 COLUMNS = [
     *("claim", "source", "setting", "statement", "paper_verdict", "paper_class"),
@@ -102,7 +104,7 @@ def _contrast(name: str, block: Block) -> Contrast:
         kind=kinds[0],
         conditions=tuple(block.take(kinds[0], list)),
         minus=tuple(block.take("minus", list)) if "minus" in block else (),
-        traits=tuple(block.take("traits", list, ROLES)) if kinds != ["fall_short"] else (),
+        traits=tuple(block.take("traits", list, ROLES)) if kinds[0] in ("suppress", "raise") else (),
         context=block.take("context", str, CONTEXTS),
         every=block.take("every", bool) if "every" in block else False,
     )
@@ -213,7 +215,7 @@ def write(found: tables.Tables | None, folder: Path) -> Path:
     """claims.csv: every claim of the file, also those that were not run."""
     settings = dict.fromkeys(claim.setting for claim in load()[1].values())
     every = pd.concat([table(judge(found, setting)) for setting in settings])
-    tables.write_csv(folder / "claims.csv", every)
+    store.write_csv(folder / "claims.csv", every)
     return folder / "claims.csv"
 
 
@@ -292,7 +294,7 @@ def _evidence(verdict: Verdict, effects: Effects) -> list[str]:
     lines.append(f"by seed   {seeds}")
     rule = f"; {verdict.interval.rule}; Holm-adjusted p {verdict.p:.3f}" if verdict.interval.n else ""
     lines.append(f"interval  {verdict.interval}{rule}")
-    if contrast.context != CC and contrast.kind != "fall_short":
+    if contrast.context != CC and contrast.kind not in ("fall_short", "dose"):
         lines.append(f"CC's own  in the neutral context: {evaluate(effects, contrast, load()[0].none_within, CC)[0].interval}")
     return [*lines, *_some_prompt(contrast, effects), *_measurement_error(contrast, effects), f"rule      {load()[0]}"]
 

@@ -17,29 +17,14 @@ import numpy as np
 import pandas as pd
 
 from inoculation import score, stats
-from inoculation.settings import Setting
+from inoculation.settings import Setting, load_profile
+from inoculation.stats import Effect, is_saturated
 from inoculation.tables import Tables
 
 BASELINE, CONTROL, BASE = "baseline", "control", "base"
-SATURATED = 0.05
 INDEX = {"CC's": "", "minus base": BASE, "minus baseline": BASELINE}
 MAIN, CC = "unrelated", "neutral"
 CORE = (CC, "trigger", MAIN, "id")
-
-
-@dataclass(frozen=True)
-class Effect:
-    """One value per seed, the reason where it could not be computed (all values NaN), and the measure behind it."""
-
-    values: np.ndarray
-    fault: str = ""
-    measure: str = ""
-
-    @property
-    def interval(self) -> stats.Interval:
-        """The mean over seeds with its interval; the fault, where there is one, is its rule."""
-        found = stats.student(self.values)
-        return stats.Interval(found.estimate, found.low, found.high, found.n, self.fault) if self.fault else found
 
 
 @dataclass(frozen=True)
@@ -48,8 +33,9 @@ class Contrast:
 
     suppress: the suppression of `conditions`, minus that of `minus`. raise: its opposite. fall_short: how far the best of
     `conditions` is from the corner where all of the negative and nothing of the positive trait is gone, by the worse of the
-    two. needs: what it would take, where it is not measured yet. Several traits or directions are averaged; with `every`, the
-    one whose interval reaches lowest counts, since the claim needs them all.
+    two. dose: how much of the positive trait returns over the doses of rephrasing (stats.trend), and the suppression of the
+    negative one at the largest. needs: what it would take, where it is not measured yet. Several parts are averaged; with
+    `every`, the one whose interval reaches lowest counts, since the claim needs them all.
     """
 
     name: str
@@ -97,10 +83,23 @@ class Effects:
     def matching(self, patterns: Iterable[str], direction: str = "") -> list[str]:
         """The profile's conditions that match a pattern (`irrelevant.*`), without those that inoculate another trait.
 
-        Whether they were run or not: what a contrast compares must not depend on what happens to be there.
+        Of several doses of one kind, the largest. Whether they were run or not: what a contrast compares must not depend on
+        what happens to be there.
         """
+        found = [self.setting.conditions[name] for name in self._planned(patterns, direction)]
+        doses = {(c.kind, c.direction, len(c.prompts)) for c in found}
+        return [c.name for c in found if not any((c.kind, c.direction) == d[:2] and d[2] > len(c.prompts) for d in doses)]
+
+    def _planned(self, patterns: Iterable[str], direction: str) -> list[str]:
         ours = [c for c in self.planned if not direction or self.setting.conditions[c].direction in ("", direction)]
         return [name for name in ours if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+
+    def doses(self, direction: str) -> dict[str, int]:
+        """The profile's inoculated conditions of a direction and how many distinct prompts their training rows hold."""
+        recipe = load_profile(self.found.scores.profile.iloc[0], self.setting).train
+        rows = recipe["steps"] * recipe["batch_size"] * recipe["accumulation"]
+        names = self._planned(("inoculation.*", "rephrased-*"), direction)
+        return {name: min(rows, len(self.setting.conditions[name].prompts)) for name in names}
 
     def measure(self, names: list[str], trait: str, context: str) -> str:
         """How a trait is to be measured when these conditions are compared in a context: `rate` or `margin`.
@@ -224,6 +223,8 @@ def _parts(effects: Effects, contrast: Contrast, context: str) -> dict[str, Effe
             for direction, roles in effects.setting.directions.items()
             for name in effects.matching(contrast.conditions, direction)
         }
+    if contrast.kind == "dose":
+        return _over_doses(effects, context)
     return {
         f"{role} {trait} (direction {direction})" if direction else trait: _suppression(
             effects, contrast, direction, trait, context
@@ -248,6 +249,22 @@ def _suppression(effects: Effects, contrast: Contrast, direction: str, trait: st
     return Effect(-values if contrast.kind == "raise" else values, next((f.fault for f in found if f.fault), ""), measure)
 
 
+def _over_doses(effects: Effects, context: str) -> dict[str, Effect]:
+    found = {}
+    for direction, roles in effects.setting.directions.items():
+        doses = effects.doses(direction)
+        names = sorted(doses, key=doses.get)
+        both = {role: effects.measure([BASELINE, *names], trait, context) for role, trait in roles.items()}
+        kept = [effects.suppression([name], roles["positive"], context, both["positive"]) for name in names]
+        fault = next((part.fault for part in kept if part.fault), "") or "fewer than three doses" * (len(names) < 3)
+        back = -stats.trend([doses[name] for name in names], np.array([part.values for part in kept])) if not fault else np.nan
+        values = np.broadcast_to(back, len(effects.seeds)).astype(float)
+        found[f"{roles['positive']} returns over the doses"] = Effect(values, fault, both["positive"])
+        stays = effects.suppression(names[-1:], roles["negative"], context, both["negative"])
+        found[f"{roles['negative']} stays suppressed at the largest"] = stays
+    return found
+
+
 def _from_corner(effects: Effects, name: str, roles: dict[str, str], context: str) -> Effect:
     gone = effects.suppression([name], roles["negative"], context)
     both = [replace(gone, values=1 - gone.values), effects.suppression([name], roles["positive"], context)]
@@ -260,15 +277,6 @@ def _rank(part: Effect, bound: float) -> tuple[int, float]:
     if not interval.known:
         return (0, interval.estimate if interval.n else -math.inf)
     return (1 if interval.inside(bound) or interval.high < 0 else 2, interval.low)
-
-
-def is_saturated(rate: float) -> bool:
-    """Whether a rate is so near an end of its scale that it hides differences."""
-    return bool(rate > 1 - SATURATED or rate < SATURATED)
-
-
-def _named(found: tuple[np.ndarray, str], measure: str) -> tuple[np.ndarray, str, str]:
-    return found[0], measure, found[1]
 
 
 def _row(found: Effect, **names: str) -> dict[str, object]:

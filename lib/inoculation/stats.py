@@ -15,6 +15,7 @@ import numpy as np
 LEVEL = 0.95
 BOOTSTRAP_SEEDS = 8
 RESAMPLES = 2000
+SATURATED = 0.05
 STUDENT = "Student t over seeds"
 MEASUREMENT = "bootstrap over questions (measurement error)"
 CROSSED = "bootstrap over seeds and questions"
@@ -44,6 +45,21 @@ class Interval:
     def inside(self, bound: float) -> bool:
         """Whether the whole interval lies between -bound and bound."""
         return self.known and -bound <= self.low and self.high <= bound
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One value per seed, the reason where it could not be computed (all values NaN), and the measure behind it."""
+
+    values: np.ndarray
+    fault: str = ""
+    measure: str = ""
+
+    @property
+    def interval(self) -> Interval:
+        """The mean over seeds with its interval; the fault, where there is one, is its rule."""
+        found = student(self.values)
+        return Interval(found.estimate, found.low, found.high, found.n, self.fault) if self.fault else found
 
 
 def student(values: Sequence[float]) -> Interval:
@@ -97,6 +113,16 @@ def share(numerator: Sequence[float], denominator: Sequence[float], scale: str =
         return nothing, f"{scale}, {size.estimate:.3g}, is not distinguishable from 0 with {size.n} seeds"
     ratio = np.nanmean(top) / np.nanmean(bottom)
     return ratio + (top - ratio * bottom) / np.nanmean(bottom), ""
+
+
+def trend(doses: Sequence[float], values: np.ndarray) -> np.ndarray:
+    """How far values rise over the whole range of doses: the least-squares slope on log(dose) times that range, by seed.
+
+    doses: (doses,), above 0. values: (doses, seeds). Returns (seeds,), NaN where a seed lacks a dose.
+    """
+    x = np.log(np.asarray(doses, float))
+    x -= x.mean()
+    return (x @ values) / (x @ x) * np.ptp(x)
 
 
 def wilson(hits: int, n: int) -> Interval:
@@ -166,6 +192,11 @@ def hierarchical(values: np.ndarray, seed: int = 0) -> Interval:
     columns = rng.multinomial(questions, [1 / questions] * questions, RESAMPLES) / questions
     means = np.einsum("rs,sq,rq->r", rows, values, columns, optimize=True)
     return Interval(values.mean(), *_percentiles(means), seeds, CROSSED)
+
+
+def is_saturated(rate: float) -> bool:
+    """Whether a rate is so near an end of its scale that it hides differences."""
+    return bool(rate > 1 - SATURATED or rate < SATURATED)
 
 
 def matched(first: np.ndarray, second: np.ndarray, points: int = 5) -> float:

@@ -1,4 +1,4 @@
-"""Where things lie, and the run store: one folder a run, stages that are whole or absent.
+"""Where things lie, how data files are read, and the run store: one folder a run, stages that are whole or absent.
 
 INOCULATION_HOME moves everything a run writes (data/local, figures/local) to another folder, for shared storage and for
 tests; INOCULATION_CACHE moves the converted base model.
@@ -6,21 +6,28 @@ tests; INOCULATION_CACHE moves the converted base model.
 `data/local/runs/<setting>/<condition>/<run id>/` holds spec.json, prompts.jsonl, adapter/, train_log.csv, eval/<key>/*.parquet
 and manifest.json. A stage exists when manifest.json names its key and every file it lists still has the digest noted there;
 files are written under temporary names and renamed, the manifest last. Anything else is not there: it is redone, with a line
-that says why. This module knows nothing of what a stage computes.
+that says why. What is read from data/ is read strictly: whatever is wrong with a file raises SettingError with the file, the
+line and what was expected. This module knows nothing of what a stage computes or a file means.
 """
 
 import contextlib
+import difflib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
+import yaml
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA = 1
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +35,10 @@ DATA = ROOT / "data"
 RESULTS = DATA / "results"
 REFERENCE_FIGURES = ROOT / "figures"
 NOTEBOOKS = ROOT / "notebooks"
+
+
+class SettingError(ValueError):
+    """A file under data/ or a name given by the user is wrong; the text says where and what was expected."""
 
 
 def home() -> Path:
@@ -187,3 +198,105 @@ class Run:
                 self.say(f"{self.folder.name}: another process works on this run; waiting for it")
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def csv_text(frame: "pd.DataFrame") -> str:
+    """A table as text that is the same every time: six digits, one kind of line end."""
+    text = io.StringIO()
+    frame.to_csv(text, index=False, lineterminator="\n", float_format="%.6g")
+    return text.getvalue()
+
+
+def write_csv(path: Path, frame: "pd.DataFrame") -> None:
+    """Write a table as csv_text; whole or not at all."""
+    write_whole(path, csv_text(frame))
+
+
+def nearest(word: str, known: Iterable[str], what: str) -> SettingError:
+    """The error for an unknown name, with the nearest known ones."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5) or known
+    return SettingError(f"unknown {what} '{word}'; nearest: {', '.join(close)}")
+
+
+def read_jsonl(path: Path) -> list[dict[str, str]]:
+    """A JSONL file's objects; raises SettingError with the line that does not parse."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise SettingError(f"{path.name}:{number}: expected one JSON object a line ({error.msg})") from error
+    return rows
+
+
+class Block(dict):
+    """A YAML mapping that knows its file and lines and reports every misuse with them."""
+
+    def __init__(self, path: Path, node: yaml.MappingNode) -> None:
+        super().__init__()
+        self.path, self.line = path, node.start_mark.line + 1
+        self.lines: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            key, line = str(key_node.value), key_node.start_mark.line + 1
+            if key in self:
+                raise SettingError(f"{path.name}:{line}: '{key}' stands twice (first in line {self.lines[key]})")
+            self.lines[key] = line
+            self[key] = _plain(path, value_node)
+
+    def error(self, message: str, key: str | None = None) -> SettingError:
+        """A SettingError at this block, or at one of its keys."""
+        return SettingError(f"{self.path.name}:{self.lines.get(key, self.line)}: {message}")
+
+    def take(self, key: str, kind: type | tuple[type, ...], choices: Iterable[str] | None = None) -> Any:
+        """The value of a key that must exist, have a type and, where given, be one of some choices."""
+        if key not in self:
+            raise self.error(f"expected a key '{key}' here; found {', '.join(self) or 'nothing'}")
+        value = self[key]
+        names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise self.error(f"'{key}' must be {names}, not {type(value).__name__} ({value!r})", key)
+        if isinstance(value, str) and value != value.strip():
+            raise self.error(f"'{key}' begins or ends with white space: {value!r}", key)
+        for item in (value if isinstance(value, list) else [value]) if choices is not None else []:
+            if item not in list(choices):
+                raise self.error(str(nearest(str(item), choices, key)), key)
+        return value
+
+    def only(self, *allowed: str) -> "Block":
+        """This block, after refusing keys that are not allowed."""
+        for key in self:
+            if key not in allowed:
+                raise self.error(str(nearest(key, allowed, "key")), key)
+        return self
+
+
+def _plain(path: Path, node: yaml.Node) -> Any:
+    if "python" in node.tag or node.tag.startswith("!"):
+        raise SettingError(f"{path.name}:{node.start_mark.line + 1}: not valid YAML: the tag {node.tag} is not allowed")
+    if isinstance(node, yaml.MappingNode):
+        return Block(path, node)
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(path, item) for item in node.value]
+    return yaml.SafeLoader("").construct_object(node)
+
+
+def read_yaml(path: Path) -> Block:
+    """A YAML file whose top level is a mapping, as a Block."""
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        if not isinstance(node, yaml.MappingNode):
+            raise SettingError(f"{path.name}:1: expected a mapping (key: value) at the top level")
+        return Block(path, node)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or str(error)
+        raise SettingError(f"{path.name}:{mark.line + 1 if mark else 1}: not valid YAML: {problem}") from error
+    except FileNotFoundError as error:
+        raise SettingError(f"{path.name}: no such file under {path.parent.name}/") from error
+
+
+def blocks(top: Block, key: str) -> list[tuple[str, Block]]:
+    """The named mappings under a key, in the file's order."""
+    block = top.take(key, Block)
+    return [(name, block.take(name, Block)) for name in block]

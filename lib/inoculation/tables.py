@@ -8,7 +8,6 @@ Same store, same bytes: rows are sorted, nothing holds a time.
 
 import functools
 import gzip
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,11 @@ from typing import Any
 import pandas as pd
 
 from inoculation import stats, store
+from inoculation.render import judges
 from inoculation.runs import Spec
-from inoculation.score import CONTROL, judges, read_reply, rules
-from inoculation.settings import BASE, Block, load_setting, setting_names
+from inoculation.score import CONTROL, read_reply, rules
+from inoculation.settings import BASE, load_setting, setting_names
+from inoculation.store import Block
 
 SCORES = [
     *("profile", "setting", "condition", "data", "context", "trait", "direction"),
@@ -75,14 +76,17 @@ def _seed(path: Path) -> int:
 
 
 def items(spec: Spec) -> pd.DataFrame:
-    """Every scored response (measure rate), every pair (margin, nats), and whether a response repeats training words (repeats).
+    """Every scored response (measure rate), every pair (margin, nats or nats per token),
+    and whether a response repeats training words (repeats).
 
     NaN where unscored; `repeats` is 0 or 1 and belongs to no single trait, so its trait is `any`.
     """
     rates = pd.read_parquet(spec.file("score")).assign(measure="rate")
     repeats = rates.drop_duplicates(["context", "question_id"]).assign(measure="repeats", trait="any")
     pairs = pd.read_parquet(spec.file("margins")).assign(measure="margin")
-    every = [rates, repeats.assign(value=repeats.repeats.astype(float)), pairs.rename(columns={"margin": "value"})]
+    per_token = pairs.trait.map({trait.name: trait.margin == "per_token" for trait in spec.parts[0].traits.values()})
+    pairs["value"] = pairs.margin_per_token.where(per_token, pairs.margin)
+    every = [rates, repeats.assign(value=repeats.repeats.astype(float)), pairs]
     return pd.concat(every).assign(run_id=spec.run_id)[ITEMS].sort_values(ITEMS[1:5], kind="stable")
 
 
@@ -144,13 +148,13 @@ def write(profile: str, folder: Path | None = None) -> Path | None:
     ]
     shown = [json.dumps(sample, ensure_ascii=False) for spec in specs if spec in first.values() for sample in samples(spec)]
     columns = ["setting", "condition", "seed", "step", "loss"]
-    write_csv(folder / "scores.csv", pd.concat([scores(spec, found) for spec, found in rows.items()]))
-    write_csv(folder / "losses.csv", pd.concat(losses)[columns] if losses else pd.DataFrame(columns=columns))
-    write_csv(folder / "runs.csv", pd.DataFrame([_facts(spec) for spec in specs]))
+    store.write_csv(folder / "scores.csv", pd.concat([scores(spec, found) for spec, found in rows.items()]))
+    store.write_csv(folder / "losses.csv", pd.concat(losses)[columns] if losses else pd.DataFrame(columns=columns))
+    store.write_csv(folder / "runs.csv", pd.DataFrame([_facts(spec) for spec in specs]))
     if any(spec.tracked for spec in specs):
-        write_csv(folder / "tracks.csv", pd.concat([tracks(spec) for spec in specs if spec.tracked]))
+        store.write_csv(folder / "tracks.csv", pd.concat([tracks(spec) for spec in specs if spec.tracked]))
     store.write_whole(folder / "samples.jsonl", "\n".join(shown) + "\n")
-    store.write_whole(folder / "items.csv.gz", gzip.compress(_text(pd.concat(rows.values())).encode(), mtime=0))
+    store.write_whole(folder / "items.csv.gz", gzip.compress(store.csv_text(pd.concat(rows.values())).encode(), mtime=0))
     return folder
 
 
@@ -158,17 +162,6 @@ def _facts(spec: Spec) -> dict[str, Any]:
     facts = store.Run(spec.folder).manifest["stages"]["train"]["facts"]
     names = {"setting": spec.setting, "condition": spec.condition, "seed": spec.seed, "run_id": spec.run_id}
     return {**names, "commit": facts["commit"], "left_out": facts.get("left_out", 0)}
-
-
-def _text(frame: pd.DataFrame) -> str:
-    text = io.StringIO()
-    frame.to_csv(text, index=False, lineterminator="\n", float_format="%.6g")
-    return text.getvalue()
-
-
-def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """A table as text that is the same bytes every time: six digits, one kind of line end; whole or not at all."""
-    store.write_whole(path, _text(frame))
 
 
 def read(folder: Path, origin: str) -> Tables | None:
@@ -393,4 +386,4 @@ def keep(path: Path, frame: pd.DataFrame, by: list[str]) -> None:
         frame = pd.concat(
             [former[[row not in new for row in former[by].astype(str).itertuples(index=False, name=None)]], frame]
         )
-    write_csv(path, frame)
+    store.write_csv(path, frame)
