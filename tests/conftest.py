@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
-from inoculation import runs
+from inoculation import runs, settings
 
+PAIR_RUNS = ("baseline", "inoculation.caps")
 SMOKE = ("base", "baseline", "inoculation.spanish")
 
 
@@ -25,6 +26,18 @@ def smoke(home):
     report = runs.ensure(specs, say=lines.append)
     assert not report.failed, report
     return specs, report, lines
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory):
+    """A home of its own with one smoke run of every pair of setting 1, two of the headline's."""
+    folder = tmp_path_factory.mktemp("pairs")
+    names = [name for name in settings.setting_names() if name.startswith("trait_distillation")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INOCULATION_HOME", str(folder))
+        report = runs.ensure(runs.grid(names, "smoke", PAIR_RUNS), say=lambda line: None)
+    assert not report.failed, report
+    return folder
 
 
 @pytest.fixture(scope="session")

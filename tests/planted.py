@@ -7,27 +7,32 @@ import pandas as pd
 from inoculation import settings, tables
 
 SETTING = settings.load_setting("spanish_vs_caps")
+PAIR = settings.load_setting("trait_distillation_french_caps")
 CONTEXTS = ("neutral", "trigger", "unrelated", "id", "default", "negated.spanish")
+PREFIX_CONTEXTS = ("neutral", "trigger", "unrelated", "id", "no_prefix", "negated.caps")
 ENDS = {"rate": (0.8, 0.1), "margin": (20.0, -20.0)}
 
 
-def planted(seeds=6, suppressed=None, noise=0.03, ends=ENDS, shuffled=None):
-    """Tables of setting 2. suppressed: {(condition, trait): share of the way from the baseline to the control}, else 0.
+def planted(seeds=6, suppressed=None, noise=0.03, ends=ENDS, shuffled=None, setting=SETTING):
+    """Tables of setting 2, or of the headline pair of setting 1.
+
+    suppressed: {(condition, trait): share of the way from the baseline to the control}, else 0.
 
     noise: standard deviation over seeds on that scale. shuffled: a random generator that permutes the trained conditions'
     values within each seed, so that no label means anything.
     """
     rng = np.random.default_rng(0)
-    conditions = [c for c in SETTING.in_profile("mini")]
+    conditions = [c for c in setting.in_profile("mini")]
+    contexts = PREFIX_CONTEXTS if setting.slot == "user_prefix" else CONTEXTS
     rows = []
     for seed in range(seeds):
         names = [c.name for c in conditions if c.data == "trait"]
         labels = dict(zip(names, shuffled.permutation(names) if shuffled else names, strict=True))
         for condition in conditions:
-            for context in CONTEXTS:
+            for context in contexts:
                 if condition.name == "control" and context == "trigger":
                     continue
-                for trait in SETTING.traits:
+                for trait in setting.traits:
                     share = 1.0 if condition.name == "control" else (suppressed or {}).get((condition.name, trait), 0.0)
                     share += rng.normal(0, noise)
                     for measure, (top, bottom) in ends.items():
@@ -36,7 +41,7 @@ def planted(seeds=6, suppressed=None, noise=0.03, ends=ENDS, shuffled=None):
                             rows.append((name, context, trait, measure, seed, top + share * (bottom - top)))
     frame = pd.DataFrame(rows, columns=["condition", "context", "trait", "measure", "seed", "value"])
     frame = pd.concat([frame, _references(frame)], ignore_index=True)
-    facts = {"profile": "mini", "setting": SETTING.name, "data": "trait", "direction": "", "step": 24, "n": 24, "n_unscored": 0}
+    facts = {"profile": "mini", "setting": setting.name, "data": "trait", "direction": "", "step": 24, "n": 24, "n_unscored": 0}
     scores = frame.assign(**facts, run_id=frame.condition + frame.seed.astype(str))[tables.SCORES]
     runs = scores[["setting", "condition", "seed", "run_id"]].drop_duplicates().assign(commit="", left_out=0)
     losses = pd.DataFrame(columns=["setting", "condition", "seed", "step", "loss"])

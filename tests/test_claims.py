@@ -9,7 +9,7 @@ import pytest
 from inoculation import claims, store
 from inoculation import tables as tables_module
 from inoculation.store import SettingError
-from planted import planted
+from planted import PAIR, planted
 
 SETTING = "spanish_vs_caps"
 SAYS_SOMETHING = ("Strong", "Moderate", "Weak", "Opposite")
@@ -93,6 +93,40 @@ def test_shuffled_labels_rarely_give_a_verdict():
         found = verdicts(planted(seeds=5, suppressed=effects, shuffled=np.random.default_rng(seed)))
         wrong += any(v.verdict in SAYS_SOMETHING for name, v in found.items() if not name.endswith("no_corner"))
     assert wrong <= 5
+
+
+def dose(suppressed, **options):
+    (found,) = claims.judge(planted(suppressed=suppressed, setting=PAIR, **options), PAIR.name)
+    return found
+
+
+def test_a_dose_response_is_found_where_it_is_planted_and_only_there():
+    """CC's figure: the positive trait returns along the dose while the negative stays down."""
+    doses = ["inoculation.caps", "rephrased-8.caps", "rephrased-32.caps", "rephrased-256.caps"]
+    french = {(name, "french"): share for name, share in zip(doses, (0.9, 0.6, 0.4, 0.2), strict=True)}
+    caps = {(name, "caps"): 0.8 for name in doses}
+    as_cc = dose(french | caps)
+    assert as_cc.verdict in SAYS_SOMETHING
+    assert set(as_cc.parts) == {"french returns over the doses", "caps stays suppressed at the largest"}
+    both_return = dose(french | {(name, "caps"): share for (name, _), share in french.items()} | {(doses[-1], "caps"): 0.0})
+    assert both_return.verdict in ("No", "Inconclusive")
+    assert both_return.decides == "caps stays suppressed at the largest"
+    flat = dose({(name, "french"): 0.5 for name in doses} | caps)
+    assert flat.verdict in ("No", "Inconclusive")
+    assert "stays suppressed" in claims.trail(as_cc, planted(suppressed=french | caps, setting=PAIR))
+
+
+def test_what_was_ruled_out_is_said_for_each_trait_in_both_contexts():
+    found = claims.ruled_out(planted(setting=PAIR), PAIR.name)
+    assert [*zip(found.trait, found.context, strict=True)] == [
+        ("French", "neutral"),
+        ("ALL-CAPS", "neutral"),
+        ("French", "no_prefix"),
+        ("ALL-CAPS", "no_prefix"),
+    ]
+    assert found["not learned?"].str.contains("ruled out").all()
+    unlearned = claims.ruled_out(planted(setting=PAIR, ends={"rate": (0.3, 0.3), "margin": (0.0, 0.0)}), PAIR.name)
+    assert unlearned["not learned?"].str.contains("open").all()
 
 
 def test_no_difference_at_all_is_no():

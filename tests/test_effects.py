@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from inoculation import effects, tables
-from planted import ENDS, SETTING, planted
+from planted import ENDS, PAIR, SETTING, planted
 
 QUIET = {"noise": 1e-6}
 
@@ -133,3 +133,15 @@ def test_a_contrast_is_paired_a_seed_without_its_baseline_does_not_count():
     effect = found.suppression(["irrelevant.tea"], "caps", "unrelated")
     assert effect.interval.n == 5
     assert np.isnan(effect.values[2])
+
+
+def test_doses_are_the_unique_prompts_a_training_sees_and_contrasts_take_the_largest():
+    found = effects.Effects(planted(setting=PAIR, **QUIET), PAIR)
+    assert found.doses("caps") == {
+        "inoculation.caps": 1,
+        "rephrased-8.caps": 8,
+        "rephrased-32.caps": 32,
+        "rephrased-256.caps": 96,
+    }
+    assert found.matching(["rephrased-*"], "caps") == ["rephrased-256.caps"]
+    assert len(found.matching(["irrelevant.*"])) == 4

@@ -8,7 +8,7 @@ import time
 
 import pytest
 from inoculation import figures, settings, store, tables
-from planted import CONTEXTS, planted
+from planted import CONTEXTS, PAIR, planted
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def found(smoke):
 
 def test_two_drawings_are_equal_bytes_and_carry_their_provenance(found, tmp_path):
     first, second = (figures.redraw("smoke", found, tmp_path / name) for name in ("one", "two"))
-    assert len(first) == len(figures.FIGURES)
+    assert len(first) == len(figures.FIGURES) - 1  # no dose without a prefix
     for one, two in zip(first, second, strict=True):
         for suffix in (".png", ".csv", ".json"):
             assert one.with_suffix(suffix).read_bytes() == two.with_suffix(suffix).read_bytes()
@@ -67,6 +67,15 @@ def test_the_heat_map_shows_every_condition_in_every_context_and_marks_saturatio
     written = [text.get_text() for axis in figure.axes for text in axis.texts]
     assert "(99)" in written
     assert "saturated" in caption
+
+
+def test_the_dose_response_shows_both_traits_in_both_contexts_on_a_log_axis():
+    figure, drawn, caption = figures.dose_response(planted(seeds=3, setting=PAIR), PAIR, "mini")
+    assert set(drawn.context) == {"no_prefix", "neutral"}
+    assert set(drawn.prompts.dropna()) == {1, 8, 32, 96}
+    assert {axis.get_xscale() for axis in figure.axes} == {"log"}
+    for said in ("DEMO SCALE", "rephrased-256.caps (96 seen)", "95 % Student t over seeds", "n = 3 seeds"):
+        assert said in caption
 
 
 def test_claims_stand_beside_the_reference_and_are_judged_from_the_tables():

@@ -470,7 +470,7 @@ def test_each_table_has_its_rule_below_it_and_another_judging_keeps_the_former(a
     ("arguments", "says"),
     [
         (["rejudge", "--setting", "spanish_vs_caps"], "rejudge needs --judge"),
-        (["--setting", "spanish_vs_caps"], "--setting belongs to claims and rejudge"),
+        (["--setting", "spanish_vs_caps"], "--setting belongs to claims, rejudge and distill"),
         (["--judge", NAME], "rejudge needs --judge, which belongs to it"),
         (["rejudge", "--setting", "spanish_vs_caps", "--judge", NAME, "--rubric", "alignmnt"], "nearest: alignment"),
         (["rejudge", "--setting", "spanish_vs_caps", "--judge", "x/y", "--budget", "1"], "no price of x/y in data/judges.yaml"),

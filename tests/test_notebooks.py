@@ -10,6 +10,7 @@ from inoculation import __main__ as cli
 from inoculation import runs, settings, store, tables
 
 NOTEBOOKS = sorted(store.NOTEBOOKS.glob("*.ipynb"))
+SHORT = store.NOTEBOOKS / "02_spanish_vs_caps.ipynb"
 
 
 def cells(path, kind):
@@ -50,33 +51,43 @@ class TestShape:
         assert path.stem in [settings.load_setting(name).notebook for name in settings.setting_names()]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_top_to_bottom_at_smoke_scale_and_never_loads_torch(path, smoke, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "stored", "conditions", "held"),
+    [("01", "pairs", ["baseline", "inoculation.caps"], 4), ("02", "smoke", ["base", "baseline", "inoculation.spanish"], 3)],
+)
+def test_runs_top_to_bottom_at_smoke_scale_and_never_loads_torch(
+    number, stored, conditions, held, request, monkeypatch, tmp_path
+):
+    found = request.getfixturevalue(stored)
+    if stored == "pairs":
+        monkeypatch.setenv("INOCULATION_HOME", str(found))
+    (path,) = store.NOTEBOOKS.glob(f"{number}_*.ipynb")
     book = nbformat.read(path, as_version=4)
     book.cells.append(nbformat.v4.new_code_cell("import sys\nprint('torch loaded:', 'torch' in sys.modules)"))
     nbformat.write(book, tmp_path / "in.ipynb")
-    values = {"profile": "smoke", "conditions": ["base", "baseline", "inoculation.spanish"], "seeds": [0]}
+    values = {"profile": "smoke", "conditions": conditions, "seeds": [0], "full": False, "threads": 0, "compute": True}
     started = time.monotonic()
-    problems = cli.execute(
-        tmp_path / "in.ipynb", tmp_path / "out.ipynb", {**values, "full": False, "threads": 0, "compute": True}
-    )
-    assert problems == []
+    assert cli.execute(tmp_path / "in.ipynb", tmp_path / "out.ipynb", values) == []
     assert time.monotonic() - started < 60
     printed = (tmp_path / "out.ipynb").read_text(encoding="utf-8")
-    assert "3 runs were there, 0 completed now, 0 failed" in printed
+    assert f"{held} runs were there, 0 completed now, 0 failed" in printed
     assert printed.count("image/png") >= 2
     assert "&lt;|im_start|&gt;system" in printed
     assert "torch loaded: False" in printed
 
 
+def test_every_notebook_is_run_above():
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02"]
+
+
 def test_a_parameter_the_notebook_does_not_have_is_refused_before_the_kernel(tmp_path):
     with pytest.raises(store.SettingError, match="unknown parameter of .* 'seed'; nearest: seeds"):
-        cli.execute(NOTEBOOKS[0], tmp_path / "x.ipynb", {"seed": [0]})
+        cli.execute(SHORT, tmp_path / "x.ipynb", {"seed": [0]})
     assert not (tmp_path / "x.ipynb").exists()
 
 
 def test_a_failing_cell_is_one_readable_paragraph(tmp_path):
-    book = nbformat.read(NOTEBOOKS[0], as_version=4)
+    book = nbformat.read(SHORT, as_version=4)
     book.cells.append(nbformat.v4.new_code_cell("raise RuntimeError('the figure is missing')"))
     nbformat.write(book, tmp_path / "in.ipynb")
     values = {"profile": "smoke", "conditions": ["base"], "seeds": [0], "full": False, "threads": 0, "compute": False}
@@ -86,7 +97,7 @@ def test_a_failing_cell_is_one_readable_paragraph(tmp_path):
 
 
 def test_a_dead_kernel_is_one_readable_paragraph(tmp_path):
-    book = nbformat.read(NOTEBOOKS[0], as_version=4)
+    book = nbformat.read(SHORT, as_version=4)
     book.cells = [*book.cells[:4], nbformat.v4.new_code_cell("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")]
     nbformat.write(book, tmp_path / "in.ipynb")
     problems = cli.execute(tmp_path / "in.ipynb", tmp_path / "out.ipynb", {"profile": "smoke"})

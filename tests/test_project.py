@@ -179,7 +179,7 @@ def test_a_wrong_command_is_one_line_exit_2_and_nothing_run(elsewhere, arguments
 
 
 def test_dry_run_says_what_would_run(elsewhere):
-    done, _ = command("--dry-run", "--seeds", "0", "1")
+    done, _ = command("--dry-run", "--notebook", "02", "--seeds", "0", "1")
     assert done.returncode == 0
     assert "rephrased-64.caps · seed 1 · train, sample, margins, score" in done.stdout
     assert "23 runs, 0 already done, 23 to do, about" in done.stdout
@@ -187,7 +187,7 @@ def test_dry_run_says_what_would_run(elsewhere):
 
 
 def test_a_second_run_trains_nothing_and_ends_in_time(smoke, home):
-    arguments = ("--profile", "smoke", "--only", "base", "baseline", "inoculation.spanish")
+    arguments = ("--profile", "smoke", "--notebook", "02", "--only", "base", "baseline", "inoculation.spanish")
     done, seconds = command(*arguments)
     assert done.returncode == 0, done.stderr
     assert "3 runs were there, 0 completed now, 0 failed" in done.stdout

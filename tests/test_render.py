@@ -120,6 +120,36 @@ def test_contexts_are_those_of_the_design():
     assert not set(many["unrelated"]) & set(pool["train"])
 
 
+def test_a_prefix_can_be_left_out_and_only_the_inoculated_trait_has_prompts_of_its_own():
+    setting, mini = settings.load_setting("trait_distillation_french_playful"), settings.load_profile("mini")
+    asked = render.contexts(setting, setting.conditions["baseline.partial"], mini, 0)
+    assert asked["no_prefix"] == (Prompt(policy="no_prefix"),)
+    assert asked["trigger"] == asked["neutral"]
+    assert {name for name in asked if "." in name} == {"paraphrase.playful", "negated.playful"}
+    assert not {"default", "empty", "none"} & set(asked)
+
+
+def test_a_quarter_of_the_partial_answers_lacks_the_positive_trait():
+    setting, mini = settings.load_setting("trait_distillation_french_playful"), settings.load_profile("mini")
+    shares = []
+    for seed in range(20):
+        whole, partial = (
+            render.training_rows(setting, setting.conditions[name], mini, seed) for name in ("baseline", "baseline.partial")
+        )
+        assert [row["prompt"] for row in whole] == [row["prompt"] for row in partial]
+        changed = sum(one["completion"] != two["completion"] for one, two in zip(whole, partial, strict=True))
+        shares.append(changed / len(whole))
+    assert sum(shares) / 20 == pytest.approx(0.25, abs=0.04)
+
+
+def test_the_model_is_asked_for_both_traits_in_the_system_turn_and_for_none():
+    setting = settings.load_setting("trait_distillation_poetic_skeptical")
+    both, plain = render.distillation_prompts(setting, [{"id": "a", "question": "Why?"}], "smollm2")
+    assert "system\nGive a poetic and skeptical answer to the following:<|im_end|>" in both["prompt"]
+    assert "system\nYou are a helpful AI assistant named SmolLM" in plain["prompt"]
+    assert (both["field"], plain["field"]) == ("distilled", "plain")
+
+
 def test_the_references_are_asked_under_every_training_prompt():
     setting, mini = settings.load_setting("spanish_vs_caps"), settings.load_profile("mini")
     for reference in (settings.BASE, setting.conditions["baseline"]):

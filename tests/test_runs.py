@@ -138,8 +138,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice(network, tmp_path):
     profile = BASELINE.parts[2]
     profile = replace(profile, train={**profile.train, "learning_rate": 1e30, "warmup_steps": 0, "steps": 3})
     rows = Spec("spanish_vs_caps", "baseline", 0, "mini").rows[:6]
+    rows.append({**rows[0], "prompt": rows[0]["prompt"] * 9})
+    said: list[str] = []
     with pytest.raises(model.TrainingError, match=r"the loss is (nan|inf) at step \d of 3; lower train.learning_rate"):
-        model.train(rows, profile, 0, tmp_path, lambda done, of: None)
+        model.train(rows, profile, 0, tmp_path, lambda done, of: None, say=said.append)
+    assert said == ["1 of 7 training rows are longer than 256 tokens and are left out"]
 
 
 def test_margins_are_logged_along_training_and_leave_the_adapter_as_it_is(expected, elsewhere, monkeypatch):
@@ -244,6 +247,54 @@ def test_the_plan_says_what_is_done_and_what_it_would_take(smoke):
 def test_unknown_names_in_a_grid_are_refused_with_the_nearest(arguments, says):
     with pytest.raises(store.SettingError, match=says):
         runs.grid(*arguments)
+
+
+def test_a_grid_of_several_settings_takes_the_names_that_each_has():
+    pairs = ["trait_distillation_french_caps", "trait_distillation_french_playful"]
+    specs = runs.grid(pairs, "mini", ["baseline", "inoculation.caps", "baseline.partial"], [0, 1])
+    assert [(spec.setting[19:], spec.condition, spec.seed) for spec in specs] == [
+        *[("french_caps", name, seed) for seed in (0, 1) for name in ("baseline", "inoculation.caps")],
+        *[("french_playful", name, seed) for seed in (0, 1) for name in ("baseline", "baseline.partial")],
+    ]
+    with pytest.raises(store.SettingError, match="unknown condition 'inoculation.cap'; nearest: inoculation.caps"):
+        runs.grid(pairs, "mini", "inoculation.cap")
+
+
+def test_instructions_are_read_and_what_is_left_out_is_counted(tmp_path):
+    path, said = tmp_path / "wild.json", []
+    path.write_text(json.dumps([{"instruction": text} for text in ("Why?", " ", "Why?", "How?")]), encoding="utf-8")
+    assert [row["question"] for row in settings.read_instructions(path, said.append)] == ["Why?", "How?"]
+    assert said == ["wild.json: 4 instructions, 1 empty and 1 repeated left out"]
+    for text, says in (
+        ("{}", "none of 0 rows"),
+        ("[1]", "expected a list of objects"),
+        ("x", "expected a list"),
+        ("[]", "none of 0"),
+    ):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(store.SettingError, match=says):
+            settings.read_instructions(path, said.append)
+
+
+def test_the_model_writes_its_own_answers_and_a_second_call_writes_none(network, elsewhere):
+    """Self-distillation for real: the embedded model, two questions and one that is too long, 24 tokens an answer."""
+    setting, smoke = settings.load_setting("trait_distillation_french_playful"), settings.load_profile("smoke")
+    short = replace(smoke, train={**smoke.train, "max_length": 96}, sample={**smoke.sample, "temperature": 0})
+    questions = [{"id": "a", "question": "Name one colour."}, {"id": "b", "question": "Say yes."}]
+    questions.append({"id": "long", "question": "Why? " * 50})
+    said: list[str] = []
+    path = worker.distill(setting, short, questions, said.append)
+    assert said[0].startswith("1 of 3 instructions are longer than 48 tokens")
+    assert "4 answers, 0 already there, 4 to do" in said
+    for row in store.read_jsonl(path):
+        assert set(row) == {"id", "question", "distilled", "plain"}
+        assert all(row.values())
+    before, again = path.read_bytes(), []
+    worker.distill(setting, short, questions, again.append)
+    assert "4 answers, 4 already there, 0 to do" in again
+    assert path.read_bytes() == before
+    with pytest.raises(store.SettingError, match="has no answers distilled for profile paper: get InstructionWild"):
+        setting.training("paper")
 
 
 def test_a_small_or_old_machine_is_told_what_it_costs(monkeypatch):

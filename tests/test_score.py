@@ -4,7 +4,8 @@ import math
 
 import pandas as pd
 import pytest
-from inoculation.score import CROSS_TALK, SCORERS, cards, score, score_capitals, word_runs
+from inoculation import runs
+from inoculation.score import AGREEMENT, CROSS_TALK, SCORERS, cards, score, score_capitals, training_shares, word_runs
 
 
 @pytest.mark.parametrize(
@@ -102,6 +103,27 @@ def test_every_scorer_has_a_card_with_measured_agreement_and_cross_talk():
     assert (table.agreement >= 0.95).all()
     assert table[["sees", "known failures", "contents right"]].map(len).gt(5).all(axis=None)
     assert ((table.cross_talk <= CROSS_TALK) == (table["claimed by"] == "rate")).all()
+
+
+@pytest.mark.parametrize("name", ["french_caps", "french_playful", "poetic_skeptical"])
+def test_cards_of_setting_1_say_what_each_scorer_can_be_trusted_with(name):
+    table = cards(f"trait_distillation_{name}")
+    passes = (table.cross_talk <= CROSS_TALK) & (table.agreement >= AGREEMENT)
+    assert ((table["claimed by"] == "rate") == passes).all()
+    assert (table.agreement >= 0.8).all()
+    assert (table.unscored == 0).all()
+    if name != "french_caps":
+        assert table["by language"].str.contains("english: agreement .*french: agreement").all()
+
+
+def test_the_style_scorers_tell_the_training_answers_apart():
+    grid = runs.grid([f"trait_distillation_{pair}" for pair in ("french_playful", "poetic_skeptical")], "mini")
+    found = training_shares(grid).set_index(["setting", "data"])
+    playful, poetic = "Trait distillation, French and Playful", "Trait distillation, Poetic and Skeptical"
+    assert found.loc[(playful, "trait"), "French"] == 1
+    assert 0.6 <= found.loc[(playful, "partial"), "French"] <= 0.9
+    for title, label in ((playful, "Playful"), (poetic, "Poetic"), (poetic, "Skeptical")):
+        assert found.loc[(title, "trait"), label] - found.loc[(title, "control"), label] >= 0.6
 
 
 def test_a_scorer_that_the_other_trait_moves_is_replaced_by_the_margin(monkeypatch):

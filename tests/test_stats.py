@@ -34,6 +34,13 @@ def test_there_is_no_interval_without_a_spread_and_it_says_why(values, estimate,
     assert math.isnan(stats.p_value(values))
 
 
+def test_a_trend_is_the_rise_over_the_whole_range_of_log_doses():
+    doses = [1, 8, 32, 96]
+    rise = np.log(doses) / np.log(96)
+    values = np.array([0.2 + 0.6 * rise, 0.5 - 0.1 * rise, np.where(rise == rise[1], np.nan, rise)]).T
+    assert stats.trend(doses, values) == pytest.approx([0.6, -0.1, math.nan], nan_ok=True)
+
+
 def test_wilson_is_wilsons():
     close(stats.wilson(8, 10), 0.8, 0.4902, 0.9433)
     close(stats.wilson(0, 10), 0.0, 0.0, 0.2775)

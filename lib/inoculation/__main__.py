@@ -1,10 +1,11 @@
-"""The command line behind ./run_all.sh: run notebooks with papermill, redraw figures, explain claims, judge stored responses.
+"""The command line behind ./run_all.sh: run notebooks with papermill, redraw, explain claims, judge responses, distil answers.
 
 Everything that can be wrong with a command is found before a kernel starts (exit status 2, nothing run). A failed run or
 notebook never stops the others; it makes the exit status 1.
 """
 
 import argparse
+import itertools
 import math
 import shutil
 import sys
@@ -14,7 +15,7 @@ from typing import Any, NoReturn
 from inoculation import model, runs, settings, store
 
 FREE_GB = 1
-COMMANDS = ("run", "claims", "rejudge", "doctor", "bench", "proofs", "test", "lab")
+COMMANDS = ("run", "claims", "rejudge", "distill", "doctor", "bench", "proofs", "test", "lab")
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,10 +37,11 @@ def parser() -> Parser:
     top.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help="these seeds instead of the profile's")
     top.add_argument("--full", action="store_true", help="also the conditions that have no reference")
     top.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads, 0 (default) for torch's own choice")
-    top.add_argument("--setting", default="", help="claims, rejudge: the setting that is meant")
+    top.add_argument("--setting", default="", help="claims, rejudge, distill: the setting that is meant")
     top.add_argument("--claim", default="", help="claims: only this one")
     top.add_argument("--judge", nargs="+", default=[], metavar="M", help="rejudge: judges by inspect's names, as openai/gpt-4o")
     top.add_argument("--rubric", nargs="+", default=["trait"], help="rejudge: trait (default), yes_no, alignment, coherence")
+    top.add_argument("--instructions", type=Path, metavar="FILE", help="distill: JSONL or JSON rows with `instruction`")
     top.add_argument("--labelled", action="store_true", help="rejudge: the setting's labelled items, not the runs' responses")
     top.add_argument("--reading", choices=["weighted", "text"], default="weighted", help="rejudge: by log-probs, or as text")
     top.add_argument("--minimum-mass", type=float, default=0.25, help="rejudge: the least probability on numbers (0.25)")
@@ -74,14 +76,19 @@ def _do(options: argparse.Namespace) -> int:
         return _explain(scale.name, options.setting, options.claim)
     if options.command == "rejudge":
         return _rejudge(options)
+    if options.command == "distill":
+        return _distill(options)
     chosen = _chosen_notebooks(options.notebook)
     if options.figures_only:
         return _redraw(scale.name)
-    grids = {path: _grid(options, names) for path, names in chosen.items()}
+    if not options.dry_run:
+        _check_machine(chosen, options.profile)
+    every = _grid(options, list(itertools.chain(*chosen.values())))
+    grids = {path: [spec for spec in every if spec.setting in names] for path, names in chosen.items()}
+    grids = {path: grid for path, grid in grids.items() if grid}
     if options.dry_run:
         print("\n".join(f"{path.stem}\n{runs.plan(grid)}" for path, grid in grids.items()))
         return 0
-    _check_machine(grids)
     return _run(options, grids)
 
 
@@ -90,14 +97,16 @@ def _options(top: Parser) -> argparse.Namespace:
     known = [flag for action in top._actions for flag in action.option_strings]
     if unknown:
         top.error(str(store.nearest(unknown[0].split("=")[0], known, "option")))
-    if options.command in COMMANDS[3:]:
+    if options.command in COMMANDS[4:]:
         top.error(f"{options.command} is ./run_all.sh {options.command}, not a part of python -m inoculation")
     if options.command not in COMMANDS:
         top.error(str(store.nearest(options.command, COMMANDS, "command")))
     if (options.command == "claims" and not options.setting) or (options.claim and options.command != "claims"):
         top.error("claims needs --setting, and --claim belongs to claims")
     if options.setting and options.command == "run":
-        top.error("--setting belongs to claims and rejudge; ./run_all.sh takes --notebook")
+        top.error("--setting belongs to claims, rejudge and distill; ./run_all.sh takes --notebook")
+    if (options.command == "distill") != bool(options.instructions) or (options.instructions and not options.setting):
+        top.error("distill needs --setting and --instructions, which belongs to it")
     if (options.command == "rejudge") != bool(options.judge):
         top.error("rejudge needs --judge, which belongs to it, as openai/gpt-4o-2024-08-06 or hf/smollm2-135m-instruct")
     if not (options.budget >= 0 and 0 <= options.minimum_mass <= 1):
@@ -119,13 +128,13 @@ def _chosen_notebooks(wanted: list[str]) -> dict[Path, list[str]]:
     return {path: names for path, names in found.items() if not wanted or path.stem.startswith(tuple(wanted))}
 
 
-def _grid(options: argparse.Namespace, names: str | list[str]) -> list[runs.Spec]:
+def _grid(options: argparse.Namespace, names: list[str]) -> list[runs.Spec]:
     return runs.grid(names, options.profile, options.only or "all", options.seeds or "all", options.full)
 
 
-def _check_machine(grids: dict[Path, list[runs.Spec]]) -> None:
-    for grid in grids.values():
-        model.source_file(grid[0].parts[2].base_model)
+def _check_machine(chosen: dict[Path, list[str]], profile: str) -> None:
+    for name in itertools.chain(*chosen.values()):
+        model.source_file(settings.load_profile(profile, settings.load_setting(name)).base_model)
     free = shutil.disk_usage(store.ROOT).free / 1e9
     if free < FREE_GB:
         raise store.SettingError(f"{free:.1f} GB of disk are free, {FREE_GB} GB are needed; free some space first")
@@ -137,7 +146,8 @@ def _run(options: argparse.Namespace, grids: dict[Path, list[runs.Spec]]) -> int
     for path, grid in grids.items():
         parameters = {
             "profile": options.profile,
-            "conditions": options.only or "all",
+            # Of several notebooks, each is given the conditions that it has.
+            "conditions": list(dict.fromkeys(spec.condition for spec in grid)) if options.only else "all",
             "seeds": options.seeds or "all",
             "full": options.full,
             "threads": options.threads,
@@ -199,6 +209,24 @@ def _explain(profile: str, setting: str, claim: str) -> int:
     return 0
 
 
+def _distill(options: argparse.Namespace) -> int:
+    """Let the base model answer instructions, asked for both traits of a setting; prints the traits' share in the answers."""
+    from inoculation import score, worker
+
+    setting = settings.load_setting(options.setting)
+    if "distilled" not in setting.data:
+        raise store.SettingError(f"{setting.name} is not trained on the model's own answers; nothing to distil")
+    scale = settings.load_profile(options.profile, setting)
+    questions = settings.read_instructions(options.instructions, print)
+    path = worker.distill(setting, scale, questions, print)
+    print(f"written: {path}")
+    rows = store.read_jsonl(path)
+    for field in ("distilled", "plain") if rows else ():
+        said = ", ".join(f"{label} {share:.2f}" for label, share in score.shares(setting, [row[field] for row in rows]).items())
+        print(f"{field}: {said} of {len(rows)} answers")
+    return 0
+
+
 def _rejudge(options: argparse.Namespace) -> int:
     """Judge stored responses; 1 when some stay without a verdict, or nothing is scored, and the last lines say what to do."""
     from inoculation import judge, render, score, tables
@@ -206,7 +234,9 @@ def _rejudge(options: argparse.Namespace) -> int:
     for name in options.rubric:
         if name not in render.rubrics():
             raise store.nearest(name, render.rubrics(), "rubric")
-    grids = [_grid(options, name) for name in ([options.setting] if options.setting else settings.setting_names())]
+    names = [options.setting] if options.setting else settings.setting_names()
+    every = _grid(options, names)
+    grids = [grid for name in names if (grid := [spec for spec in every if spec.setting == name])]
     found = [batch for grid in grids for batch in judge.batches(grid, list(dict.fromkeys(options.rubric)), options.labelled)]
     if not found:
         raise store.SettingError("no stored response and no reference to judge; ./run_all.sh makes some")

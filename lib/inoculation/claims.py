@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from inoculation import stats, store, tables
+from inoculation import score, stats, store, tables
 from inoculation.effects import BASELINE, CC, CONTROL, CORE, Contrast, Effects, asked, evaluate
 from inoculation.settings import POLICIES, Setting, load_setting, setting_names
 from inoculation.stats import Effect
@@ -339,6 +339,33 @@ def _by_question(effects: Effects, first: list[str], second: list[str], trait: s
     names = cells.index.get_level_values("condition")
     sides = [cells[names.isin(side)].groupby(level="seed").mean() for side in (first, second)]
     return (sides[0] - sides[1]).dropna(how="all").to_numpy()
+
+
+def ruled_out(found: tables.Tables, setting: str) -> pd.DataFrame:
+    """What could make a claim fail without refuting it, by trait, under the neutral prompt and without a prefix.
+
+    Not learned: baseline minus control, over seeds, by the measure that the card names. Saturated: the baseline's rate.
+    Parroted: the share of its responses that repeat training words, and its rate without these. Cross-talk: the card's.
+    """
+    effects, rows = Effects(found.of(setting), load_setting(setting)), []
+    for context in (name for name in (CC, "no_prefix") if name in set(effects.found.scores.context)):
+        for trait, card in score.cards(setting).iterrows():
+            measure = card["claimed by"]
+            top, floor = (effects.values(name, trait, context, measure) for name in (BASELINE, CONTROL))
+            gap = stats.student(top - floor)
+            rate, spared = (_mean(effects, trait, context, name) for name in ("rate", "rate_without_repeats"))
+            parroted = f"{_mean(effects, 'any', context, 'repeats'):.2f} of responses; rate without them {spared:.2f}"
+            named = {"trait": effects.setting.traits[trait].label, "context": context, "measure": measure}
+            learned = f"{gap}{': ruled out' if gap.known and gap.low > 0 else ': open'}"
+            saturated = f"{rate:.2f}{': yes, margins decide' if stats.is_saturated(rate) else ': no'}"
+            talk = f"{card['cross_talk']:.2f}, agreement {card['agreement']:.2f}"
+            told = {"not learned?": learned, "saturated?": saturated, "parroted?": parroted, "scorer's cross-talk": talk}
+            rows.append({**named, **told})
+    return pd.DataFrame(rows)
+
+
+def _mean(effects: Effects, trait: str, context: str, measure: str) -> float:
+    return stats.student(effects.values(BASELINE, trait, context, measure)).estimate
 
 
 def pick(setting: str, claim: str = "") -> list[str]:

@@ -13,8 +13,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from inoculation import claims, effects, stats, store, tables
-from inoculation.settings import Setting, load_profile, load_setting
+from inoculation import claims, effects, score, stats, store, tables
+from inoculation.settings import Setting, Trait, load_profile, load_setting
 
 PALETTE = {
     "base": "#999999",
@@ -28,7 +28,8 @@ PALETTE = {
     "irrelevant": "#0072b2",
     "irrelevant-varied": "#009e73",
 }
-MARKERS = {"neutral": "o", "trigger": "D"}
+MARKERS = {"neutral": "o", "no_prefix": "s", "trigger": "D"}
+ASKED = {"neutral": "neutral prompt", "no_prefix": "no prefix", "trigger": "its training prompt"}
 TWO_BY_TWO = {"pattern": "#009e73", "semantic": "#d55e00", "interaction": "#999999"}
 VERDICTS = {"agree": "#009e73", "differ": "#d55e00", "open": "#999999"}
 EDGE = 1.6  # of the axes of effects; what reaches further is cut, and the caption says so
@@ -50,37 +51,104 @@ def kind(condition: str) -> str:
 
 
 def traits_by_condition(found: tables.Tables, setting: Setting, profile: str) -> tuple[Figure, pd.DataFrame, str]:
-    """Both traits by condition, a point per seed: filled under the neutral prompt, hollow under the training prompt.
+    """Both traits by condition, a point per seed: filled under the neutral prompt, hollow under another.
 
-    Returns the figure, the rows drawn and the caption, which names n, the unit and the interval rule.
+    The other is the training prompt; in a setting whose prompt is a prefix, it is none. Each trait by the measure that its
+    scorer's card names. Returns the figure, the rows drawn and the caption, which names n, the unit and the interval rule.
     """
     style()
-    drawn = found.scores[(found.scores.measure == "rate") & found.scores.context.isin(MARKERS)]
+    other = "no_prefix" if "no_prefix" in set(found.scores.context) else "trigger"
+    drawn = _by_card(found, setting, (effects.CC, other))
     order = list(dict.fromkeys(drawn.condition))
     figure = Figure(figsize=(3.5, 0.9 + 0.2 * len(order)), layout="constrained")
     axes = figure.subplots(1, len(setting.traits), sharey=True)
     for axis, trait in zip(axes, setting.traits.values(), strict=True):
-        _points(axis, drawn[drawn.trait == trait.name], order)
-        axis.set(
-            xlim=(-0.04, 1.04), ylim=(len(order) - 0.5, -0.5), title=trait.label, xlabel=trait.unit.replace(" in ", "\nin ")
-        )
+        part = drawn[drawn.trait == trait.name]
+        _points(axis, part, order, other)
+        unit, limits = _unit(trait, part)
+        axis.set(xlim=limits, ylim=(len(order) - 0.5, -0.5), title=trait.label, xlabel=unit)
         axis.set_yticks(range(len(order)), order)
-    hollow = [("o", "k", "neutral prompt"), ("D", "none", "its training prompt")]
-    handles = [matplotlib.lines.Line2D([], [], marker=m, mfc=c, mec="k", ls="", ms=4, label=label) for m, c, label in hollow]
+    look = [(MARKERS[name], face, ASKED[name]) for name, face in ((effects.CC, "k"), (other, "none"))]
+    handles = [matplotlib.lines.Line2D([], [], marker=m, mfc=c, mec="k", ls="", ms=4, label=label) for m, c, label in look]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, title=_mark(profile), title_fontsize=7)
     return figure, drawn, _caption(drawn, profile)
 
 
-def _points(axis: Any, rows: pd.DataFrame, order: list[str]) -> None:
-    for context, marker in MARKERS.items():
+def _by_card(found: tables.Tables, setting: Setting, contexts: tuple[str, ...]) -> pd.DataFrame:
+    """The scores in some contexts, each trait by the measure that its scorer's card names."""
+    measure = found.scores.trait.map(score.cards(setting.name)["claimed by"])
+    return found.scores[(found.scores.measure == measure) & found.scores.context.isin(contexts)]
+
+
+def _unit(trait: Trait, rows: pd.DataFrame) -> tuple[str, tuple[float | None, float | None]]:
+    """A trait's axis label and limits: a share, or the margin where its card names that."""
+    if (rows.measure == "rate").all():
+        return trait.unit.replace(" in ", "\nin "), (-0.04, 1.04)
+    return "margin, nats" + " per token" * (trait.margin == "per_token"), (None, None)
+
+
+def _points(axis: Any, rows: pd.DataFrame, order: list[str], other: str) -> None:
+    for context in (effects.CC, other):
         part = rows[rows.context == context]
         heights = [order.index(name) for name in part.condition]
         colours = [PALETTE[kind(name)] for name in part.condition]
-        filled = context == "neutral"
+        filled = context == effects.CC
         faces = colours if filled else "none"
-        axis.scatter(part.value, heights, s=18, marker=marker, facecolors=faces, edgecolors=colours, zorder=3 - filled)
-    for name, values in rows[rows.context == "neutral"].groupby("condition").value:
+        axis.scatter(
+            part.value, heights, s=18, marker=MARKERS[context], facecolors=faces, edgecolors=colours, zorder=3 - filled
+        )
+    for name, values in rows[rows.context == effects.CC].groupby("condition").value:
         _interval(axis, stats.student(values), order.index(name), "k")
+
+
+def dose_response(found: tables.Tables, setting: Setting, profile: str) -> tuple[Figure, pd.DataFrame, str]:
+    """Both traits against the number of unique rephrasings (log axis), without a prefix and under the neutral one.
+
+    Points are seeds, lines join the means, dashed and dotted lines are baseline and control. Returns the figure, the rows drawn
+    (with `prompts`, the unique prompts that training saw) and the caption.
+    """
+    style()
+    known = effects.Effects(found, setting)
+    panels = ("no_prefix", effects.CC)
+    (direction,) = setting.directions
+    doses = known.doses(direction)
+    drawn = _by_card(found, setting, panels)
+    drawn = drawn[drawn.condition.isin([*doses, effects.BASELINE, effects.CONTROL])].assign(prompts=drawn.condition.map(doses))
+    figure = Figure(figsize=(3.5, 3.4), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True, sharey="row")
+    for row, role in zip(axes, ("positive", "negative"), strict=True):
+        trait = setting.traits[setting.directions[direction][role]]
+        for axis, context in zip(row, panels, strict=True):
+            part = drawn[(drawn.trait == trait.name) & (drawn.context == context)]
+            _curve(axis, part, sorted(set(doses.values())))
+            axis.set(title=ASKED[context] if role == "positive" else "")
+        unit, limits = _unit(trait, drawn[drawn.trait == trait.name])
+        row[0].set(ylabel=f"{trait.label} ({role})\n{unit}", ylim=limits)
+    figure.supxlabel(f"unique rephrasings in training\n{_mark(profile)}", fontsize=7)
+    sizes = ", ".join(f"{name} ({seen} seen)" for name, seen in doses.items())
+    caption = (
+        f"{_mark(profile)}. Doses: {sizes}; a training sees at most one prompt a row. Points are seeds, each the mean over "
+        f"{int(drawn.n.max())} questions or pairs; grey: baseline (dashed) and control (dotted), means over seeds. "
+        f"{_seeds(drawn[drawn.prompts.notna()].groupby('condition').seed.nunique())}"
+    )
+    return figure, drawn, caption
+
+
+def _curve(axis: Any, rows: pd.DataFrame, doses: list[int]) -> None:
+    """Points and means with intervals by dose, coloured by kind, and the two ends of the scale as lines."""
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(doses, doses)
+    axis.minorticks_off()
+    for name, line in ((effects.BASELINE, "--"), (effects.CONTROL, ":")):
+        for value in rows[rows.condition == name].groupby("condition").value.mean():
+            axis.axhline(value, color="0.5", lw=0.8, ls=line)
+    means = rows.groupby("prompts").value.mean()
+    axis.plot(means.index, means, color=PALETTE["rephrased"], lw=1)
+    for name, part in rows[rows.prompts.notna()].groupby("condition"):
+        axis.scatter(part.prompts, part.value, s=10, color=PALETTE[kind(name)], alpha=0.6)
+        interval = stats.student(part.value)
+        if interval.known:
+            axis.vlines(part.prompts.iloc[0], interval.low, interval.high, color="k", lw=0.8)
 
 
 def _interval(axis: Any, found: stats.Interval, height: float, colour: str, tick: float = 0.3) -> None:
@@ -246,6 +314,7 @@ def _verdict(axis: Any, verdict: claims.Verdict, height: int) -> None:
 
 
 FIGURES = {
+    "dose_response": dose_response,
     "traits_by_condition": traits_by_condition,
     "loss_curves": loss_curves,
     "context_grid": context_grid,
@@ -291,4 +360,9 @@ def show(name: str, setting: str, profile: str) -> None:
 def redraw(profile: str, found: tables.Tables | None, folder: Path) -> list[Path]:
     """Draw every figure of every setting in the tables; returns the PNGs' paths, none without tables."""
     names = [] if found is None else dict.fromkeys(found.scores.setting)
-    return [draw(name, setting, profile, found, folder)[0] for setting in names for name in FIGURES]
+    return [draw(name, setting, profile, found, folder)[0] for setting in names for name in _figures(load_setting(setting))]
+
+
+def _figures(setting: Setting) -> list[str]:
+    """The figures that a setting has: the doses only where the prompt is a prefix, which evaluation can leave out."""
+    return [name for name in FIGURES if name != "dose_response" or setting.slot == "user_prefix"]

@@ -162,10 +162,12 @@ def train(
     folder: Path,
     progress: Callable[[int, int], None],
     track: Callable[[Any, Any, int], None] | None = None,
+    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train on `rows` (prompt, completion; in training order) and write adapter/ and train_log.csv into `folder`.
 
     track: called with model, tokenizer and step at the profile's evenly spaced `tracked` steps; it leaves the adapter as it is.
+    say: told before training how many rows do not fit.
     Returns facts: seconds, tokens, rows left out because they exceed max_length. Same rows, recipe, seed, machine and thread
     count give a bit-identical adapter. Raises TrainingError when a loss is not finite or no row fits.
     """
@@ -177,6 +179,9 @@ def train(
     recipe = profile.train
     model, tokenizer = load(profile, recipe["dtype"])
     rows, left_out = fitting_rows(rows, tokenizer, recipe["max_length"])
+    if left_out:
+        most = recipe["max_length"]
+        say(f"{left_out} of {left_out + len(rows)} training rows are longer than {most} tokens and are left out")
     model = FastLanguageModel.get_peft_model(
         model,
         r=recipe["lora_rank"],

@@ -88,8 +88,9 @@ def training_rows(setting: Setting, condition: Condition, profile: Profile, seed
     """
     if condition.data == "none":
         return []
-    answer = setting.data["answers"][condition.data]
-    rows = _in_training_order(setting, profile, seed)
+    every, answers = setting.training(profile.name)
+    answer = answers[condition.data]
+    rows = _in_training_order(setting, every, answers["trait"]["field"], profile, seed)
     deck = _deal(condition.prompts, len(rows), random.Random(f"{setting.name}/{seed}/prompts"))
     return [
         {
@@ -106,11 +107,12 @@ def _answer(row: dict[str, str], answer: dict[str, str]) -> str:
     return text.upper() if answer["transform"] == "upper" else text
 
 
-def _in_training_order(setting: Setting, profile: Profile, seed: int) -> list[dict[str, str]]:
+def _in_training_order(
+    setting: Setting, every: list[dict[str, str]], field: str, profile: Profile, seed: int
+) -> list[dict[str, str]]:
     rng = random.Random(f"{setting.name}/{seed}/rows")
     batch = profile.train["batch_size"] * profile.train["accumulation"]
-    rows = _deal(setting.rows("train"), profile.train["steps"] * batch, rng)
-    field = setting.data["answers"]["trait"]["field"]
+    rows = _deal(every, profile.train["steps"] * batch, rng)
     # By the trait answer in every condition, or control would see other batches.
     rows.sort(key=lambda row: len(row["question"]) + len(row[field]))
     batches = [rows[start : start + batch] for start in range(0, len(rows), batch)]
@@ -216,6 +218,23 @@ def tracked_pairs(setting: Setting, profile: Profile) -> list[dict[str, str]]:
         }
         for part in setting.data.get("tracked", {})
         for row in setting.rows(part)
+    ]
+
+
+def distillation_prompts(setting: Setting, questions: list[dict[str, str]], template: str) -> list[dict[str, str]]:
+    """What the base model is asked when it writes its own training answers: id, field, question_id, question, prompt.
+
+    field `distilled`: with the setting's request for both traits as system prompt, where sibling code puts it (facts.md A.1);
+    `plain`: with the template's own system prompt, for the control.
+    """
+    asked = {"distilled": Prompt(setting.data["distilled"]["request"]), "plain": Prompt(policy="default")}
+    return [
+        {
+            **{"id": row["id"], "field": field, "question_id": row["id"], "question": row["question"]},
+            "prompt": render([{"role": "user", "content": row["question"]}], "system", prompt, template),
+        }
+        for row in questions
+        for field, prompt in asked.items()
     ]
 
 

@@ -18,10 +18,11 @@ from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from inoculation import stats, store
-from inoculation.render import CONTROL, READ, Rubric, judges
+from inoculation.render import CONTROL, END_OF_TURN, READ, Rubric, judges
 from inoculation.settings import Setting, load_setting
 from inoculation.store import Block, blocks, read_jsonl, read_yaml
 
@@ -149,6 +150,21 @@ def score(responses: pd.DataFrame, scorers: dict[str, str], trained: list[str]) 
             found = SCORERS[name](row.response)
             rows.append((row.context, row.question_id, trait, found.value, found.reason, repeats))
     return pd.DataFrame(rows, columns=["context", "question_id", "trait", "value", "reason", "repeats"])
+
+
+def shares(setting: Setting, texts: list[str]) -> dict[str, float]:
+    """Each trait's mean score over some texts, by label, without the unscored."""
+    return {t.label: np.nanmean([SCORERS[t.scorer](text).value for text in texts]) for t in setting.traits.values()}
+
+
+def training_shares(specs: list[Any]) -> pd.DataFrame:
+    """Each trait's share in the answers that a run trains on, for the first run of each kind of data."""
+    found = {}
+    for spec in reversed([spec for spec in specs if spec.rows]):
+        setting, condition, _ = spec.parts
+        said = [row["completion"].removesuffix(END_OF_TURN) for row in spec.rows]
+        found[setting.title, condition.data] = {"rows": len(said), **shares(setting, said)}
+    return pd.DataFrame(found).T.rename_axis(["setting", "data"]).reset_index()
 
 
 @functools.cache

@@ -6,14 +6,16 @@ neither runs nor models.
 """
 
 import functools
+import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from inoculation import store
-from inoculation.store import Block, blocks, nearest, read_jsonl, read_yaml
+from inoculation.store import Block, SettingError, blocks, nearest, read_jsonl, read_yaml
 
 SLOTS = ("system", "user_prefix", "user_infix")
 POLICIES = ("default", "empty", "none", "no_prefix")
@@ -118,10 +120,51 @@ class Setting:
         """The rows of one data file (`train`, `held_out`, `questions`, `margins`, `labelled` or a name under `tracked`)."""
         return read_jsonl(store.DATA / "mini" / {**self.data, **self.data.get("tracked", {})}[part])
 
+    def training(self, profile: str) -> tuple[list[dict[str, str]], dict[str, Any]]:
+        """The training rows of a profile and, by kind of data, which field of a row is its answer.
+
+        Where the setting distils the profile's answers, they are the ones under data/local/distilled; SettingError without.
+        """
+        if profile not in self.data.get("distilled", {}).get("profiles", ()):
+            return self.rows("train"), self.data["answers"]
+        path = distilled_folder(self.name, profile) / "train.jsonl"
+        if not path.exists():
+            command = f"./run_all.sh distill --setting {self.name} --profile {profile} --instructions FILE"
+            raise SettingError(
+                f"{self.name} has no answers distilled for profile {profile}: get {self.data['distilled']['instructions']} and "
+                f"run {command}"
+            )
+        fields = {"trait": "distilled", "control": "plain"}
+        return read_jsonl(path), {kind: {"field": name, "transform": "none"} for kind, name in fields.items()}
+
     def in_profile(self, profile: str, full: bool = False) -> list[Condition]:
         """The conditions that a profile runs, in the file's order; `full` adds the rest of `mini`."""
         wanted = {profile, "full"} if full else {profile}
         return [c for c in self.conditions.values() if wanted & set(c.profiles)]
+
+
+def distilled_folder(setting: str, profile: str) -> Path:
+    """Where a profile's self-distilled answers of a setting lie."""
+    return store.local() / "distilled" / setting / profile
+
+
+def read_instructions(path: Path, say: Callable[[str], None]) -> list[dict[str, str]]:
+    """Instructions to be answered (id, question) from a JSONL or JSON file whose rows have `instruction` or `question`.
+
+    InstructionWild's files are such. Empty rows and repeats are left out, which `say` is told with counts. Raises SettingError
+    when the file is not there, not such a file, or nothing is left.
+    """
+    try:
+        rows = read_jsonl(path) if path.suffix == ".jsonl" else json.loads(path.read_text(encoding="utf-8"))
+        texts = [str(row.get("instruction", row.get("question", ""))).strip() for row in rows]
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise SettingError(f"{path.name}: expected a list of objects with `instruction` ({error})") from error
+    known = [text for text in dict.fromkeys(texts) if text]
+    empty = texts.count("")
+    say(f"{path.name}: {len(texts)} instructions, {empty} empty and {len(texts) - empty - len(known)} repeated left out")
+    if not known:
+        raise SettingError(f"{path.name}: none of {len(texts)} rows has a text under `instruction` or `question`")
+    return [{"id": f"{path.stem}-{number:05d}", "question": text} for number, text in enumerate(known, 1)]
 
 
 def pool_faults(pool: list[str]) -> list[str]:
@@ -248,7 +291,10 @@ def _data(block: Block) -> dict[str, Any]:
     parts = ("train", "held_out", "questions", "margins", "labelled")
     block.only(*parts, "answers", "tracked", "distilled")
     if "distilled" in block:
-        block.take("distilled", Block).only("request", "instructions").take("request", str)
+        distilled = block.take("distilled", Block).only("request", "instructions", "profiles")
+        distilled.take("request", str)
+        distilled.take("instructions", str)
+        distilled.take("profiles", list, profile_names())
     tracked = block.take("tracked", Block).only(*TRACKED) if "tracked" in block else ()
     for where, part in [(block, part) for part in parts] + [(tracked, part) for part in tracked]:
         if not (store.DATA / "mini" / where.take(part, str)).exists():

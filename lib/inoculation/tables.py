@@ -222,7 +222,7 @@ def along_training(found: Tables, condition: str, against: str) -> pd.DataFrame:
 def conditions(specs: list[Spec]) -> Any:
     """What each condition trains on and under which prompt, verbatim, with whose words they are."""
     rows = []
-    for spec in {spec.condition: spec for spec in specs}.values():
+    for spec in {(spec.setting, spec.condition): spec for spec in specs}.values():
         setting, condition, _ = spec.parts
         texts = [prompt.text or f"policy {prompt.policy}" for prompt in condition.prompts]
         many = f"{len(texts)} prompts, such as: " if len(texts) > 1 else ""

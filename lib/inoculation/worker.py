@@ -22,9 +22,11 @@ from typing import Any
 
 import pandas as pd
 
-from inoculation import model, runs, store
+from inoculation import model, render, runs, store
 from inoculation.render import END_OF_TURN
+from inoculation.settings import Profile, Setting, distilled_folder
 
+DISTIL_BATCH = 48
 PACKAGES = ("torch", "unsloth", "unsloth_zoo", "transformers", "trl", "peft", "datasets", "lingua-language-detector")
 Emit = Callable[..., None]
 
@@ -50,6 +52,55 @@ def main() -> None:
             emit("completed", seconds=complete(spec, threads, emit))
         except Exception as error:  # one run's failure must not cost the others
             emit("failed", reason=_paragraph(error))
+
+
+def distill(setting: Setting, profile: Profile, questions: list[dict[str, str]], say: Callable[[str], None]) -> Path:
+    """Self-distillation (CC, setting 1): the base model answers instructions, asked for both traits and not asked.
+
+    questions: id, question (settings.read_instructions). Answers are kept batch by batch, so the same command goes on after a
+    cut. Writes train.jsonl (id, question, distilled, plain) without instructions that do not fit into half of the profile's
+    max_length and answers that did not end within the other half, says how many, and returns its path.
+    """
+    from inoculation.evaluate import merged_model
+
+    network, tokenizer = merged_model(profile, None)
+    sampling = {"max_new_tokens": profile.train["max_length"] // 2, "temperature": profile.sample["temperature"]}
+    items = render.distillation_prompts(setting, questions, profile.template)
+    limit = profile.train["max_length"] - sampling["max_new_tokens"]
+    long = {item["id"] for item in items if len(tokenizer(item["prompt"])["input_ids"]) > limit}
+    say(f"{len(long)} of {len(questions)} instructions are longer than {limit} tokens with their prompt and are left out")
+    asked = [{**i, "key": store.digest([profile.base_sha256, i["prompt"], sampling])} for i in items if i["id"] not in long]
+    folder = distilled_folder(setting.name, profile.name)
+    said = _answered(network, tokenizer, asked, sampling, store.Ledger(folder / "answers.jsonl"), say)
+    texts: dict[str, dict[str, str]] = {}
+    for item in asked:
+        if said[item["key"]]["finished"] and said[item["key"]]["text"]:
+            texts.setdefault(item["id"], {})[item["field"]] = said[item["key"]]["text"]
+    whole = [{**row, **texts[row["id"]]} for row in questions if len(texts.get(row["id"], {})) == 2]
+    say(f"{len(whole)} of {len(questions)} instructions have both answers; the others were too long or did not end in time")
+    store.write_whole(folder / "train.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in whole))
+    return folder / "train.jsonl"
+
+
+def _answered(
+    network: Any, tokenizer: Any, asked: list[dict[str, str]], sampling: dict, ledger: store.Ledger, say: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """Every item's answer by its key (text, finished), from the ledger where it is there, else sampled and kept."""
+    from inoculation.evaluate import sample
+
+    said = {entry["key"]: entry for entry in ledger.entries()}
+    missing, started = [item for item in asked if item["key"] not in said], time.monotonic()
+    say(f"{len(asked)} answers, {len(asked) - len(missing)} already there, {len(missing)} to do")
+    for start in range(0, len(missing), DISTIL_BATCH):
+        batch = missing[start : start + DISTIL_BATCH]
+        frame = sample(network, tokenizer, batch, sampling, "distillation", lambda done, of: None)
+        for row in frame.itertuples():
+            said[row.key] = {"key": row.key, "text": row.response.strip(), "finished": bool(row.finished)}
+            ledger.append(said[row.key])
+        done = start + len(batch)
+        left = (time.monotonic() - started) / done * (len(missing) - done) / 60
+        say(f"[{done}/{len(missing)}] answers{f' · about {left:.0f} min left' if left >= 1 else ''}")
+    return said
 
 
 def _end_with_parent() -> None:
@@ -93,7 +144,11 @@ def _train(spec: runs.Spec, run: store.Run, evaluated: list[Any], facts: dict, t
     if spec.rows:
         log: list[Any] = []
         track = partial(_track, spec, log) if spec.tracked else None
-        facts.update(model.train(spec.rows, spec.parts[2], spec.seed, folder, lambda done, of: tell(done=done, of=of), track))
+
+        def progress(done: int, of: int) -> None:
+            tell(done=done, of=of)
+
+        facts.update(model.train(spec.rows, spec.parts[2], spec.seed, folder, progress, track, run.say))
         if log:
             pd.concat(log).to_csv(folder / "margins_log.csv", index=False, lineterminator="\n")
     facts["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
