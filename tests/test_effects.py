@@ -141,7 +141,7 @@ def test_doses_are_the_unique_prompts_a_training_sees_and_contrasts_take_the_lar
         "inoculation.caps": 1,
         "rephrased-8.caps": 8,
         "rephrased-32.caps": 32,
-        "rephrased-256.caps": 96,
+        "rephrased-256.caps": 48,
     }
     assert found.matching(["rephrased-*"], "caps") == ["rephrased-256.caps"]
     assert len(found.matching(["irrelevant.*"])) == 4

@@ -31,6 +31,8 @@ def broken(tmp_path, old, new):
         ("size: 64, direction: spanish", "size: 32, direction: spanish", "must hold '-32'"),
         ("policy: empty, profiles", "policy: empty, prompt: tea, profiles", "one of prompt, policy or pool"),
         ("  tea: {text: You", "  shoes: {text: You", "'shoes' stands twice"),
+        ("slot: system", "profiles: {mini: {stesp: 3}}\nslot: system", "unknown key 'stesp'; nearest: steps"),
+        ("slot: system", "profiles: {mni: {steps: 3}}\nslot: system", "unknown profile 'mni'; nearest: mini"),
         ("questions: everyday_questions.jsonl", "questions: nowhere.jsonl", "no such file in data/mini"),
         ("profiles: [mini, full]}", "profiles: [mimi, full]}", "nearest: mini"),
         ("setting: spanish_vs_caps", "setting: [", "not valid YAML"),

@@ -21,7 +21,7 @@ SLOTS = ("system", "user_prefix", "user_infix")
 POLICIES = ("default", "empty", "none", "no_prefix")
 TOP_KEYS = (
     *("setting", "title", "source", "notebook", "slot", "neutral", "base_model"),
-    *("traits", "directions", "data", "prompts", "pools", "conditions"),
+    *("profiles", "traits", "directions", "data", "prompts", "pools", "conditions"),
 )
 POOL_SHARE = 0.05
 DATA = ("trait", "control", "partial")
@@ -109,6 +109,7 @@ class Setting:
     slot: str
     neutral: Prompt
     base_model: dict[str, str]
+    profiles: dict[str, dict[str, Any]]
     traits: dict[str, Trait]
     directions: dict[str, dict[str, str]]
     data: dict[str, Any]
@@ -224,6 +225,7 @@ def read_setting(path: Path) -> Setting:
         slot=top.take("slot", str, SLOTS),
         neutral=prompts[top["neutral"]],
         base_model=dict(top.take("base_model", Block)),
+        profiles=_profiles(top) if "profiles" in top else {},
         traits=traits,
         directions=directions,
         data=_data(top.take("data", Block)),
@@ -231,6 +233,17 @@ def read_setting(path: Path) -> Setting:
         conditions=conditions,
         unrelated=pools["unrelated"]["held_out"],
     )
+
+
+def _profiles(top: Block) -> dict[str, dict[str, Any]]:
+    """What the setting changes of a profile: keys of its recipe, and the minutes that a run takes."""
+    known = read_yaml(store.DATA / "profiles.yaml").take("profiles", Block)
+    found = {}
+    for name, block in blocks(top, "profiles"):
+        if name not in known:
+            raise top["profiles"].error(str(nearest(name, known, "profile")), name)
+        found[name] = dict(block.only("minutes", *known[name].take("train", Block)))
+    return found
 
 
 def _prompts(block: Block) -> tuple[dict[str, Prompt], dict[str, str]]:
@@ -313,7 +326,10 @@ def profile_names() -> list[str]:
 
 
 def load_profile(name: str, setting: Setting | None = None) -> Profile:
-    """A profile, with the base model that a setting names for it; an unknown one raises with the nearest names."""
+    """A profile, with the base model, the parts of the recipe and the minutes that a setting names for it.
+
+    An unknown profile raises SettingError with the nearest names.
+    """
     top = read_yaml(store.DATA / "profiles.yaml").only("base_models", "profiles")
     profiles, models = top.take("profiles", Block), top.take("base_models", Block)
     if name not in profiles:
@@ -325,6 +341,8 @@ def load_profile(name: str, setting: Setting | None = None) -> Profile:
     if base_model not in models:
         raise nearest(base_model, models, "base model")
     train = dict(block.take("train", Block))
+    own = setting.profiles.get(name, {}) if setting else {}
+    train |= {key: value for key, value in own.items() if key in train}
     if train["dtype"] == "auto":
         train["dtype"] = "bfloat16" if cpu_multiplies_bfloat16() else "float32"
     return Profile(
@@ -335,7 +353,7 @@ def load_profile(name: str, setting: Setting | None = None) -> Profile:
         template=models[base_model].take("template", str),
         base_sha256=models[base_model].get("sha256", ""),
         seeds=tuple(block.take("seeds", list)),
-        minutes=block.take("minutes", (int, float, type(None))),
+        minutes=own.get("minutes", block.take("minutes", (int, float, type(None)))),
         evaluation_dtype=block.take("evaluation_dtype", str),
         train=train,
         sample=dict(block.take("sample", Block)),
