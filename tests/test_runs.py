@@ -283,7 +283,8 @@ def test_the_model_writes_its_own_answers_and_a_second_call_writes_none(network,
     questions = [{"id": "a", "question": "Name one colour."}, {"id": "b", "question": "Say yes."}]
     questions.append({"id": "long", "question": "Why? " * 50})
     said: list[str] = []
-    path = worker.distill(setting, short, questions, said.append)
+    path, answers = worker.distill(setting, short, questions, said.append)
+    assert {field: len(texts) for field, texts in answers.items()} == {"distilled": 2, "plain": 2}
     assert said[0].startswith("1 of 3 instructions are longer than 48 tokens")
     assert "4 answers, 0 already there, 4 to do" in said
     for row in store.read_jsonl(path):

@@ -218,12 +218,11 @@ def _distill(options: argparse.Namespace) -> int:
         raise store.SettingError(f"{setting.name} is not trained on the model's own answers; nothing to distil")
     scale = settings.load_profile(options.profile, setting)
     questions = settings.read_instructions(options.instructions, print)
-    path = worker.distill(setting, scale, questions, print)
+    path, answers = worker.distill(setting, scale, questions, print)
+    for field, texts in answers.items():
+        said = ", ".join(f"{label} {share:.2f}" for label, share in score.shares(setting, texts).items())
+        print(f"{field}: {said} of {len(texts)} answers, ended or not")
     print(f"written: {path}")
-    rows = store.read_jsonl(path)
-    for field in ("distilled", "plain") if rows else ():
-        said = ", ".join(f"{label} {share:.2f}" for label, share in score.shares(setting, [row[field] for row in rows]).items())
-        print(f"{field}: {said} of {len(rows)} answers")
     return 0
 
 

@@ -171,29 +171,15 @@ def train(
     Returns facts: seconds, tokens, rows left out because they exceed max_length. Same rows, recipe, seed, machine and thread
     count give a bit-identical adapter. Raises TrainingError when a loss is not finite or no row fits.
     """
-    prepare_environment()
-    from unsloth import FastLanguageModel
-
-    from trl import SFTTrainer
-
     recipe = profile.train
     model, tokenizer = load(profile, recipe["dtype"])
+    from trl import SFTTrainer  # after `load`, which imports unsloth
+
     rows, left_out = fitting_rows(rows, tokenizer, recipe["max_length"])
     if left_out:
         most = recipe["max_length"]
         say(f"{left_out} of {left_out + len(rows)} training rows are longer than {most} tokens and are left out")
-    model = FastLanguageModel.get_peft_model(
-        model,
-        r=recipe["lora_rank"],
-        lora_alpha=recipe["lora_alpha"],
-        use_rslora=recipe["rslora"],
-        lora_dropout=0,
-        target_modules=LORA_TARGETS,
-        use_gradient_checkpointing=False,
-        random_state=seed,  # decides the LoRA initialisation, whatever SFTConfig's seed says
-    )
-    if model.device.type == "cpu":
-        fuse_lora(model)
+    model = _with_lora(model, recipe, seed)
     trainer = SFTTrainer(
         model=model,
         processing_class=tokenizer,
@@ -210,6 +196,24 @@ def train(
         csv.writer(file, lineterminator="\n").writerows([("step", "loss"), *log])
     tokens = sum(len(ids) for ids in trainer.train_dataset["input_ids"])
     return {"train_seconds": round(time.monotonic() - started, 2), "tokens": tokens, "left_out": left_out}
+
+
+def _with_lora(model: Any, recipe: dict[str, Any], seed: int) -> Any:
+    from unsloth import FastLanguageModel
+
+    model = FastLanguageModel.get_peft_model(
+        model,
+        r=recipe["lora_rank"],
+        lora_alpha=recipe["lora_alpha"],
+        use_rslora=recipe["rslora"],
+        lora_dropout=0,
+        target_modules=LORA_TARGETS,
+        use_gradient_checkpointing=False,
+        random_state=seed,  # decides the LoRA initialisation, whatever SFTConfig's seed says
+    )
+    if model.device.type == "cpu":
+        fuse_lora(model)
+    return model
 
 
 def fuse_lora(model: Any) -> None:

@@ -54,12 +54,14 @@ def main() -> None:
             emit("failed", reason=_paragraph(error))
 
 
-def distill(setting: Setting, profile: Profile, questions: list[dict[str, str]], say: Callable[[str], None]) -> Path:
+def distill(
+    setting: Setting, profile: Profile, questions: list[dict[str, str]], say: Callable[[str], None]
+) -> tuple[Path, dict[str, list[str]]]:
     """Self-distillation (CC, setting 1): the base model answers instructions, asked for both traits and not asked.
 
     questions: id, question (settings.read_instructions). Answers are kept batch by batch, so the same command goes on after a
     cut. Writes train.jsonl (id, question, distilled, plain) without instructions that do not fit into half of the profile's
-    max_length and answers that did not end within the other half, says how many, and returns its path.
+    max_length and answers that did not end within the other half, and says how many. Returns its path and all answers by field.
     """
     from inoculation.evaluate import merged_model
 
@@ -73,13 +75,15 @@ def distill(setting: Setting, profile: Profile, questions: list[dict[str, str]],
     folder = distilled_folder(setting.name, profile.name)
     said = _answered(network, tokenizer, asked, sampling, store.Ledger(folder / "answers.jsonl"), say)
     texts: dict[str, dict[str, str]] = {}
+    every: dict[str, list[str]] = {}
     for item in asked:
+        every.setdefault(item["field"], []).append(said[item["key"]]["text"])
         if said[item["key"]]["finished"] and said[item["key"]]["text"]:
             texts.setdefault(item["id"], {})[item["field"]] = said[item["key"]]["text"]
     whole = [{**row, **texts[row["id"]]} for row in questions if len(texts.get(row["id"], {})) == 2]
     say(f"{len(whole)} of {len(questions)} instructions have both answers; the others were too long or did not end in time")
     store.write_whole(folder / "train.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in whole))
-    return folder / "train.jsonl"
+    return folder / "train.jsonl", every
 
 
 def _answered(
