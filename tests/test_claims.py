@@ -106,7 +106,8 @@ def test_a_dose_response_is_found_where_it_is_planted_and_only_there():
     french = {(name, "french"): share for name, share in zip(doses, (0.9, 0.6, 0.4, 0.2), strict=True)}
     caps = {(name, "caps"): 0.8 for name in doses}
     as_cc = dose(french | caps)
-    assert as_cc.verdict in SAYS_SOMETHING
+    assert as_cc.verdict == "Strong"
+    assert as_cc.parts["french returns over the doses"].interval.estimate == pytest.approx(0.7, abs=0.05)
     assert set(as_cc.parts) == {"french returns over the doses", "caps stays suppressed at the largest"}
     both_return = dose(french | {(name, "caps"): share for (name, _), share in french.items()} | {(doses[-1], "caps"): 0.0})
     assert both_return.verdict in ("No", "Inconclusive")
@@ -125,8 +126,21 @@ def test_what_was_ruled_out_is_said_for_each_trait_in_both_contexts():
         ("ALL-CAPS", "no_prefix"),
     ]
     assert found["not learned?"].str.contains("ruled out").all()
+    assert (found["saturated?"] == "no").all()
+    ends = {"rate": (0.8, 0.01), "margin": (9.0, -9.0)}
+    gone = planted(setting=PAIR, suppressed={("inoculation.caps", "caps"): 1.0}, ends=ends)
+    told = claims.ruled_out(gone, PAIR.name).set_index(["trait", "context"]).loc[("ALL-CAPS", "neutral")]
+    assert (told["saturated?"], told["measured by"]) == ("inoculation.caps", "margin")
     unlearned = claims.ruled_out(planted(setting=PAIR, ends={"rate": (0.3, 0.3), "margin": (0.0, 0.0)}), PAIR.name)
     assert unlearned["not learned?"].str.contains("open").all()
+
+
+def test_your_runs_of_one_setting_do_not_hide_the_reference_of_another(monkeypatch):
+    kept = {"yours": planted(), "reference": planted(setting=PAIR)}
+    monkeypatch.setattr(tables_module, "read", lambda folder, origin: replace(kept[origin], origin=origin))
+    assert tables_module.shown("mini", SETTING).origin == "yours"
+    assert tables_module.shown("mini", PAIR.name).origin == "reference"
+    assert tables_module.shown("mini", "trait_distillation_poetic_skeptical") is None
 
 
 def test_no_difference_at_all_is_no():

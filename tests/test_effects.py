@@ -137,7 +137,8 @@ def test_a_contrast_is_paired_a_seed_without_its_baseline_does_not_count():
 
 def test_doses_are_the_unique_prompts_a_training_sees_and_contrasts_take_the_largest():
     found = effects.Effects(planted(setting=PAIR, **QUIET), PAIR)
-    assert found.doses("caps") == {
+    every = found.every_dose(["inoculation.*", "rephrased-*"], "caps")
+    assert found.doses(every) == {
         "inoculation.caps": 1,
         "rephrased-8.caps": 8,
         "rephrased-32.caps": 32,
@@ -145,3 +146,12 @@ def test_doses_are_the_unique_prompts_a_training_sees_and_contrasts_take_the_lar
     }
     assert found.matching(["rephrased-*"], "caps") == ["rephrased-256.caps"]
     assert len(found.matching(["irrelevant.*"])) == 4
+
+
+def test_a_dose_beyond_its_pool_keeps_its_size():
+    """In `paper` the pools here are too small; what is compared must not change when they are extended."""
+    tables_of_paper = planted(setting=PAIR)
+    found = effects.Effects(replace(tables_of_paper, scores=tables_of_paper.scores.assign(profile="paper")), PAIR)
+    assert found.matching(["rephrased-*"], "caps") == ["rephrased-8192.caps"]
+    largest = ["rephrased-512.caps", "rephrased-8192.caps"]
+    assert found.doses(largest) == {"rephrased-512.caps": 512, "rephrased-8192.caps": 8192}

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from inoculation import figures, settings, store, tables
@@ -14,11 +15,11 @@ from planted import CONTEXTS, PAIR, planted
 @pytest.fixture(scope="module")
 def found(smoke):
     tables.write("smoke")
-    return tables.shown("smoke")
+    return tables.shown("smoke", "spanish_vs_caps")
 
 
 def test_two_drawings_are_equal_bytes_and_carry_their_provenance(found, tmp_path):
-    first, second = (figures.redraw("smoke", found, tmp_path / name) for name in ("one", "two"))
+    first, second = (figures.redraw("smoke", {"spanish_vs_caps": found}, tmp_path / name) for name in ("one", "two"))
     assert len(first) == len(figures.FIGURES) - 1  # no dose without a prefix
     for one, two in zip(first, second, strict=True):
         for suffix in (".png", ".csv", ".json"):
@@ -76,6 +77,25 @@ def test_the_dose_response_shows_both_traits_in_both_contexts_on_a_log_axis():
     assert {axis.get_xscale() for axis in figure.axes} == {"log"}
     for said in ("DEMO SCALE", "rephrased-256.caps (48 seen)", "95 % Student t over seeds", "n = 3 seeds"):
         assert said in caption
+
+
+def test_a_trait_that_is_claimed_by_its_margin_is_drawn_and_captioned_by_it():
+    setting = settings.load_setting("trait_distillation_french_playful")
+    found = planted(seeds=3, setting=setting)
+    _, drawn, caption = figures.traits_by_condition(found, setting, "mini")
+    assert set(drawn[drawn.trait == "playful"].measure) == {"margin"}
+    assert set(drawn[drawn.trait == "french"].measure) == {"rate"}
+    assert "French, the mean over 24 everyday questions" in caption
+    assert "Playful, the mean over 24 pairs of answers" in caption
+
+
+def test_a_figure_of_few_runs_is_drawn_and_says_what_is_missing():
+    found = planted(seeds=1, setting=PAIR)
+    few = replace(found, scores=found.scores[found.scores.condition == "irrelevant.honey"])
+    _, drawn, caption = figures.dose_response(few, PAIR, "mini")
+    assert drawn.empty
+    assert "Doses: none" in caption
+    assert "nothing could be computed" in caption
 
 
 def test_claims_stand_beside_the_reference_and_are_judged_from_the_tables():

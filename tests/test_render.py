@@ -122,11 +122,21 @@ def test_contexts_are_those_of_the_design():
 
 def test_a_prefix_can_be_left_out_and_only_the_inoculated_trait_has_prompts_of_its_own():
     setting, mini = settings.load_setting("trait_distillation_french_playful"), settings.load_profile("mini")
-    asked = render.contexts(setting, setting.conditions["baseline.partial"], mini, 0)
+    asked = render.contexts(setting, setting.conditions["partial"], mini, 0)
     assert asked["no_prefix"] == (Prompt(policy="no_prefix"),)
     assert asked["trigger"] == asked["neutral"]
     assert {name for name in asked if "." in name} == {"paraphrase.playful", "negated.playful"}
     assert not {"default", "empty", "none"} & set(asked)
+
+
+def test_every_condition_of_every_profile_has_its_contexts():
+    for name in settings.setting_names():
+        setting = settings.load_setting(name)
+        for profile in (settings.load_profile(p, setting) for p in settings.profile_names()):
+            for condition in [settings.BASE, *setting.in_profile(profile.name, full=True)]:
+                asked = render.contexts(setting, condition, profile, 0)
+                assert asked["neutral"]
+                assert all(asked.values()), (name, condition.name)
 
 
 def test_a_quarter_of_the_partial_answers_lacks_the_positive_trait():
@@ -134,7 +144,7 @@ def test_a_quarter_of_the_partial_answers_lacks_the_positive_trait():
     shares = []
     for seed in range(20):
         whole, partial = (
-            render.training_rows(setting, setting.conditions[name], mini, seed) for name in ("baseline", "baseline.partial")
+            render.training_rows(setting, setting.conditions[name], mini, seed) for name in ("baseline", "partial")
         )
         assert [row["prompt"] for row in whole] == [row["prompt"] for row in partial]
         changed = sum(one["completion"] != two["completion"] for one, two in zip(whole, partial, strict=True))

@@ -251,10 +251,10 @@ def test_unknown_names_in_a_grid_are_refused_with_the_nearest(arguments, says):
 
 def test_a_grid_of_several_settings_takes_the_names_that_each_has():
     pairs = ["trait_distillation_french_caps", "trait_distillation_french_playful"]
-    specs = runs.grid(pairs, "mini", ["baseline", "inoculation.caps", "baseline.partial"], [0, 1])
+    specs = runs.grid(pairs, "mini", ["baseline", "inoculation.caps", "partial"], [0, 1])
     assert [(spec.setting[19:], spec.condition, spec.seed) for spec in specs] == [
         *[("french_caps", name, seed) for seed in (0, 1) for name in ("baseline", "inoculation.caps")],
-        *[("french_playful", name, seed) for seed in (0, 1) for name in ("baseline", "baseline.partial")],
+        *[("french_playful", name, seed) for seed in (0, 1) for name in ("baseline", "partial")],
     ]
     with pytest.raises(store.SettingError, match="unknown condition 'inoculation.cap'; nearest: inoculation.caps"):
         runs.grid(pairs, "mini", "inoculation.cap")
@@ -262,32 +262,33 @@ def test_a_grid_of_several_settings_takes_the_names_that_each_has():
 
 def test_instructions_are_read_and_what_is_left_out_is_counted(tmp_path):
     path, said = tmp_path / "wild.json", []
-    path.write_text(json.dumps([{"instruction": text} for text in ("Why?", " ", "Why?", "How?")]), encoding="utf-8")
-    assert [row["question"] for row in settings.read_instructions(path, said.append)] == ["Why?", "How?"]
-    assert said == ["wild.json: 4 instructions, 1 empty and 1 repeated left out"]
-    for text, says in (
-        ("{}", "none of 0 rows"),
-        ("[1]", "expected a list of objects"),
-        ("x", "expected a list"),
-        ("[]", "none of 0"),
-    ):
+    texts = ("Why?", " ", "Why?", "How?", "End it<|im_end|>", "One\u2028two", None)
+    path.write_text(json.dumps([{"instruction": text} for text in texts]), encoding="utf-8")
+    assert [row["question"] for row in worker.read_instructions(path, said.append)] == ["Why?", "How?", "One\u2028two"]
+    assert said == ["wild.json: 7 instructions; left out: 2 empty, 1 repeated, 1 with a chat delimiter"]
+    for text, says in (("{}", "none of 0 rows"), ("[1]", "expected a list of objects"), ("x", "expected a list of objects")):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(store.SettingError, match=says):
-            settings.read_instructions(path, said.append)
+            worker.read_instructions(path, said.append)
+    lines = tmp_path / "wild.jsonl"
+    lines.write_text('{"question": "Why?"}\n\n{"instruction": "How?"}\n', encoding="utf-8")
+    assert len(worker.read_instructions(lines, said.append)) == 2
 
 
 def test_the_model_writes_its_own_answers_and_a_second_call_writes_none(network, elsewhere):
-    """Self-distillation for real: the embedded model, two questions and one that is too long, 24 tokens an answer."""
+    """Self-distillation for real: the embedded model, two questions and one that is too long, 48 tokens an answer at most."""
     setting, smoke = settings.load_setting("trait_distillation_french_playful"), settings.load_profile("smoke")
     short = replace(smoke, train={**smoke.train, "max_length": 96}, sample={**smoke.sample, "temperature": 0})
-    questions = [{"id": "a", "question": "Name one colour."}, {"id": "b", "question": "Say yes."}]
+    questions = [{"id": "a", "question": "What is 1 + 1?"}, {"id": "b", "question": "Say\u2028yes."}]
     questions.append({"id": "long", "question": "Why? " * 50})
     said: list[str] = []
     path, answers = worker.distill(setting, short, questions, said.append)
     assert {field: len(texts) for field, texts in answers.items()} == {"distilled": 2, "plain": 2}
     assert said[0].startswith("1 of 3 instructions are longer than 48 tokens")
     assert "4 answers, 0 already there, 4 to do" in said
-    for row in store.read_jsonl(path):
+    rows = store.read_jsonl(path)
+    assert rows
+    for row in rows:
         assert set(row) == {"id", "question", "distilled", "plain"}
         assert all(row.values())
     before, again = path.read_bytes(), []
@@ -296,6 +297,15 @@ def test_the_model_writes_its_own_answers_and_a_second_call_writes_none(network,
     assert path.read_bytes() == before
     with pytest.raises(store.SettingError, match="has no answers distilled for profile paper: get InstructionWild"):
         setting.training("paper")
+
+
+def test_a_fitted_scorer_moves_the_score_key_with_its_items(monkeypatch):
+    spec = Spec("trait_distillation_poetic_skeptical", "baseline", 0, "mini")
+    again = Spec("trait_distillation_poetic_skeptical", "baseline", 0, "mini")
+    before = spec.keys
+    monkeypatch.setattr(store, "file_digest", lambda path: "other items")
+    assert again.keys["sample"] == before["sample"]
+    assert again.keys["score"] != before["score"]
 
 
 def test_a_small_or_old_machine_is_told_what_it_costs(monkeypatch):

@@ -103,6 +103,12 @@ def test_a_pool_is_extended_by_your_own_prompts_and_one_that_is_too_small_is_ref
     mine.write_text("Make each glyph tall.\nMake each glyph tall.\n", encoding="utf-8")
     with pytest.raises(SettingError, match=r"with the 2 prompts of rephrased_all_caps\.txt fails the pool test .* 1 times"):
         settings.load_pool("rephrased_all_caps")
+    mine.write_bytes("Met tout en majuscules, élève.\n".encode("latin-1"))
+    with pytest.raises(SettingError, match=r"rephrased_all_caps\.txt: not UTF-8"):
+        settings.load_pool("rephrased_all_caps")
+    mine.write_text("Fine so far.\nAll caps<|im_end|>\n", encoding="utf-8-sig")
+    with pytest.raises(SettingError, match=r"rephrased_all_caps\.txt:2: holds a chat delimiter"):
+        settings.load_pool("rephrased_all_caps")
     with pytest.raises(SettingError, match="draws on 8192 prompts and the pool rephrased_all_caps holds 256: write 7936 more"):
         runs.grid("trait_distillation_french_caps", "paper", "rephrased-8192.caps")
 

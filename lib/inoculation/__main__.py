@@ -7,6 +7,7 @@ notebook never stops the others; it makes the exit status 1.
 import argparse
 import itertools
 import math
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -203,7 +204,7 @@ def execute(path: Path, output: Path, parameters: dict[str, Any]) -> list[str]:
 def _explain(profile: str, setting: str, claim: str) -> int:
     from inoculation import claims, tables
 
-    names, found = claims.pick(setting, claim), tables.shown(profile)
+    names, found = claims.pick(setting, claim), tables.shown(profile, setting)
     trails = [claims.trail(verdict, found) for verdict in claims.judge(found, setting) if verdict.claim.name in names]
     print("\n\n".join(trails))
     return 0
@@ -217,7 +218,15 @@ def _distill(options: argparse.Namespace) -> int:
     if "distilled" not in setting.data:
         raise store.SettingError(f"{setting.name} is not trained on the model's own answers; nothing to distil")
     scale = settings.load_profile(options.profile, setting)
-    questions = settings.read_instructions(options.instructions, print)
+    model.source_file(scale.base_model)
+    questions = worker.read_instructions(options.instructions, print)
+    if options.profile not in setting.data["distilled"].get("profiles", ()):
+        print(f"profile {options.profile} trains on data/mini, not on these answers; this shows what the model would write")
+    if options.dry_run:
+        print(f"{2 * len(questions)} answers would be written by {scale.base_model}, what is already there included")
+        return 0
+    if options.threads:
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)
     path, answers = worker.distill(setting, scale, questions, print)
     for field, texts in answers.items():
         said = ", ".join(f"{label} {share:.2f}" for label, share in score.shares(setting, texts).items())
@@ -327,9 +336,10 @@ def _by_condition(scores: Any) -> Any:
 def _redraw(profile: str) -> int:
     from inoculation import claims, figures, tables
 
-    found = tables.shown(profile)
-    if found is not None and found.origin == "yours":
-        claims.write(found, found.folder)
+    yours = tables.read(store.local_tables(profile), "yours")
+    if yours is not None:
+        claims.write(yours, yours.folder)
+    found = {name: shown for name in settings.setting_names() if (shown := tables.shown(profile, name))}
     drawn = figures.redraw(profile, found, store.local_figures(profile))
     if not drawn:
         print(f"nothing to draw in profile {profile}: no finished run and no reference", file=sys.stderr)
@@ -342,8 +352,10 @@ def _update_reference(profile: str) -> None:
     from inoculation import claims, figures, tables
 
     tables.write(profile, store.RESULTS / profile)
-    claims.write(tables.reference(profile), store.RESULTS / profile)
-    drawn = figures.redraw(profile, tables.reference(profile), store.REFERENCE_FIGURES / profile)
+    found = tables.reference(profile)
+    claims.write(found, store.RESULTS / profile)
+    own = {name: found.of(name) for name in dict.fromkeys(found.scores.setting)}
+    drawn = figures.redraw(profile, own, store.REFERENCE_FIGURES / profile)
     print("\n".join(f"reference: {path}" for path in drawn))
 
 

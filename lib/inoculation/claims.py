@@ -226,7 +226,7 @@ def compared(setting: str, profile: str) -> pd.DataFrame:
     the two were measured or decided by different things.
     """
     reference = judge(tables.reference(profile), setting)
-    shown = tables.shown(profile)
+    shown = tables.shown(profile, setting)
     yours = judge(shown if shown is not None and shown.origin == "yours" else None, setting)
     rows = []
     for ref, own in zip(reference, yours, strict=True):
@@ -275,7 +275,8 @@ def trail(verdict: Verdict, found: tables.Tables) -> str:
 def _evidence(verdict: Verdict, effects: Effects) -> list[str]:
     contrast = verdict.claim.contrast
     lines = [f"rows in   seeds {', '.join(map(str, effects.seeds))} of {effects.found.origin}; means over seeds:"]
-    names = [BASELINE, CONTROL, *effects.matching([*contrast.conditions, *contrast.minus])]
+    every = effects.every_dose if contrast.kind == "dose" else effects.matching
+    names = [BASELINE, CONTROL, *every([*contrast.conditions, *contrast.minus])]
     for trait in effects.setting.traits:
         for measure in ("rate", "margin"):
             cells = {
@@ -344,28 +345,31 @@ def _by_question(effects: Effects, first: list[str], second: list[str], trait: s
 def ruled_out(found: tables.Tables, setting: str) -> pd.DataFrame:
     """What could make a claim fail without refuting it, by trait, under the neutral prompt and without a prefix.
 
-    Not learned: baseline minus control, over seeds, by the measure that the card names. Saturated: the baseline's rate.
-    Parroted: the share of its responses that repeat training words, and its rate without these. Cross-talk: the card's.
+    Not learned: baseline minus control, over seeds. Saturated: the trained conditions whose rate is, so that margins decide.
+    Parroted: the share of the baseline's responses that repeat training words, its rate, and that without these.
     """
     effects, rows = Effects(found.of(setting), load_setting(setting)), []
+    trained = [name for name in effects.conditions if name != CONTROL]
     for context in (name for name in (CC, "no_prefix") if name in set(effects.found.scores.context)):
         for trait, card in score.cards(setting).iterrows():
-            measure = card["claimed by"]
+            rates = {name: _mean(effects, name, trait, context, "rate") for name in trained}
+            full = [name for name, rate in rates.items() if stats.is_saturated(rate)]
+            measure = "margin" if full else card["claimed by"]
             top, floor = (effects.values(name, trait, context, measure) for name in (BASELINE, CONTROL))
             gap = stats.student(top - floor)
-            rate, spared = (_mean(effects, trait, context, name) for name in ("rate", "rate_without_repeats"))
-            parroted = f"{_mean(effects, 'any', context, 'repeats'):.2f} of responses; rate without them {spared:.2f}"
-            named = {"trait": effects.setting.traits[trait].label, "context": context, "measure": measure}
-            learned = f"{gap}{': ruled out' if gap.known and gap.low > 0 else ': open'}"
-            saturated = f"{rate:.2f}{': yes, margins decide' if stats.is_saturated(rate) else ': no'}"
+            spared = _mean(effects, BASELINE, trait, context, "rate_without_repeats")
+            parroted = f"{_mean(effects, BASELINE, 'any', context, 'repeats'):.2f}; rate {rates.get(BASELINE, math.nan):.2f}"
+            named = {"trait": effects.setting.traits[trait].label, "context": context, "measured by": measure}
+            learned = f"{gap}: {'ruled out' if gap.known and gap.low > 0 else 'open'}"
+            saturated = ", ".join(full) or ("no" if card["claimed by"] == "rate" else "by margin anyway")
             talk = f"{card['cross_talk']:.2f}, agreement {card['agreement']:.2f}"
-            told = {"not learned?": learned, "saturated?": saturated, "parroted?": parroted, "scorer's cross-talk": talk}
-            rows.append({**named, **told})
+            told = {"not learned?": learned, "saturated?": saturated, "parroted?": f"{parroted}, without them {spared:.2f}"}
+            rows.append({**named, **told, "scorer's cross-talk": talk})
     return pd.DataFrame(rows)
 
 
-def _mean(effects: Effects, trait: str, context: str, measure: str) -> float:
-    return stats.student(effects.values(BASELINE, trait, context, measure)).estimate
+def _mean(effects: Effects, name: str, trait: str, context: str, measure: str) -> float:
+    return stats.student(effects.values(name, trait, context, measure)).estimate
 
 
 def pick(setting: str, claim: str = "") -> list[str]:

@@ -86,20 +86,20 @@ class Effects:
         Of several doses of one kind, the largest. Whether they were run or not: what a contrast compares must not depend on
         what happens to be there.
         """
-        found = [self.setting.conditions[name] for name in self._planned(patterns, direction)]
-        doses = {(c.kind, c.direction, len(c.prompts)) for c in found}
-        return [c.name for c in found if not any((c.kind, c.direction) == d[:2] and d[2] > len(c.prompts) for d in doses)]
+        found = [self.setting.conditions[name] for name in self.every_dose(patterns, direction)]
+        doses = {(c.kind, c.direction, c.size) for c in found}
+        return [c.name for c in found if not any((c.kind, c.direction) == d[:2] and d[2] > c.size for d in doses)]
 
-    def _planned(self, patterns: Iterable[str], direction: str) -> list[str]:
+    def every_dose(self, patterns: Iterable[str], direction: str = "") -> list[str]:
+        """As `matching`, but with all doses of a kind."""
         ours = [c for c in self.planned if not direction or self.setting.conditions[c].direction in ("", direction)]
         return [name for name in ours if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
-    def doses(self, direction: str) -> dict[str, int]:
-        """The profile's inoculated conditions of a direction and how many distinct prompts their training rows hold."""
+    def doses(self, names: Iterable[str]) -> dict[str, int]:
+        """How many unique prompts a training of each condition sees: its pool's size, and at most one a row."""
         recipe = load_profile(self.found.scores.profile.iloc[0], self.setting).train
         rows = recipe["steps"] * recipe["batch_size"] * recipe["accumulation"]
-        names = self._planned(("inoculation.*", "rephrased-*"), direction)
-        return {name: min(rows, len(self.setting.conditions[name].prompts)) for name in names}
+        return {name: min(rows, self.setting.conditions[name].size) for name in names}
 
     def measure(self, names: list[str], trait: str, context: str) -> str:
         """How a trait is to be measured when these conditions are compared in a context: `rate` or `margin`.
@@ -224,7 +224,7 @@ def _parts(effects: Effects, contrast: Contrast, context: str) -> dict[str, Effe
             for name in effects.matching(contrast.conditions, direction)
         }
     if contrast.kind == "dose":
-        return _over_doses(effects, context)
+        return _over_doses(effects, contrast, context)
     return {
         f"{role} {trait} (direction {direction})" if direction else trait: _suppression(
             effects, contrast, direction, trait, context
@@ -249,10 +249,10 @@ def _suppression(effects: Effects, contrast: Contrast, direction: str, trait: st
     return Effect(-values if contrast.kind == "raise" else values, next((f.fault for f in found if f.fault), ""), measure)
 
 
-def _over_doses(effects: Effects, context: str) -> dict[str, Effect]:
+def _over_doses(effects: Effects, contrast: Contrast, context: str) -> dict[str, Effect]:
     found = {}
     for direction, roles in effects.setting.directions.items():
-        doses = effects.doses(direction)
+        doses = effects.doses(effects.every_dose(contrast.conditions, direction))
         names = sorted(doses, key=doses.get)
         both = {role: effects.measure([BASELINE, *names], trait, context) for role, trait in roles.items()}
         kept = [effects.suppression([name], roles["positive"], context, both["positive"]) for name in names]
@@ -288,9 +288,9 @@ def _row(found: Effect, **names: str) -> dict[str, object]:
 def grid(effects: Effects) -> pd.DataFrame:
     """The contexts grid: every condition (and the base model) in every context, by trait, means over seeds.
 
-    rate with saturated (see `is_saturated`), NaN where only margins are measured; margin (nats) raw, minus_base and
-    minus_control, each in the same context. `trigger` is the condition's own training prompt, under which the base model was
-    asked, too; the control was not.
+    rate with saturated (see `is_saturated`), NaN where only margins are measured; margin raw (in the trait's own unit),
+    minus_base and minus_control, each in the same context. `trigger` is the condition's own training prompt, under which the
+    base model was asked, too; the control was not.
     """
     rows = []
     known = dict.fromkeys(effects.found.scores.context)
@@ -327,7 +327,7 @@ def _over_seeds(values: np.ndarray) -> float:
 def conditionalization(effects: Effects) -> pd.DataFrame:
     """The index of every condition and trait (see Effects.index): CC's, minus the base model's, minus the baseline's.
 
-    By rate, or by margin (nats) where the trained model's rate is saturated under its own prompt or under unrelated ones. A
+    By rate, or by margin where the trained model's rate is saturated under its own prompt or under unrelated ones. A
     reference at its floor or ceiling in both is said to be: there it subtracts nothing.
     """
     rows = []
@@ -363,7 +363,7 @@ def selectivities(effects: Effects, context: str = MAIN) -> pd.DataFrame:
     """Every inoculated condition's suppression of the negative and the positive trait, and their difference, in one context."""
     rows = []
     for direction, roles in effects.setting.directions.items():
-        for name in effects.matching(["inoculation.*", "rephrased-*"], direction):
+        for name in effects.every_dose(["inoculation.*", "rephrased-*"], direction):
             found = {role: effects.suppression([name], trait, context) for role, trait in roles.items()}
             rows.append(
                 {

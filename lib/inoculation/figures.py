@@ -20,6 +20,7 @@ PALETTE = {
     "base": "#999999",
     "control": "#56b4e9",
     "baseline": "#000000",
+    "partial": "#cc79a7",
     "default": "#666666",
     "empty": "#666666",
     "no_prefix": "#666666",
@@ -71,7 +72,7 @@ def traits_by_condition(found: tables.Tables, setting: Setting, profile: str) ->
     look = [(MARKERS[name], face, ASKED[name]) for name, face in ((effects.CC, "k"), (other, "none"))]
     handles = [matplotlib.lines.Line2D([], [], marker=m, mfc=c, mec="k", ls="", ms=4, label=label) for m, c, label in look]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, title=_mark(profile), title_fontsize=7)
-    return figure, drawn, _caption(drawn, profile)
+    return figure, drawn, _caption(drawn, setting, profile)
 
 
 def _by_card(found: tables.Tables, setting: Setting, contexts: tuple[str, ...]) -> pd.DataFrame:
@@ -84,7 +85,11 @@ def _unit(trait: Trait, rows: pd.DataFrame) -> tuple[str, tuple[float | None, fl
     """A trait's axis label and limits: a share, or the margin where its card names that."""
     if (rows.measure == "rate").all():
         return trait.unit.replace(" in ", "\nin "), (-0.04, 1.04)
-    return "margin, nats" + " per token" * (trait.margin == "per_token"), (None, None)
+    return f"margin, {_per(trait)}", (None, None)
+
+
+def _per(trait: Trait) -> str:
+    return "nats per token" if trait.margin == "per_token" else "nats"
 
 
 def _points(axis: Any, rows: pd.DataFrame, order: list[str], other: str) -> None:
@@ -111,9 +116,11 @@ def dose_response(found: tables.Tables, setting: Setting, profile: str) -> tuple
     known = effects.Effects(found, setting)
     panels = ("no_prefix", effects.CC)
     (direction,) = setting.directions
-    doses = known.doses(direction)
+    asking = [name for name in known.conditions if kind(name) in ("inoculation", "rephrased")]
+    doses = known.doses(asking)
     drawn = _by_card(found, setting, panels)
-    drawn = drawn[drawn.condition.isin([*doses, effects.BASELINE, effects.CONTROL])].assign(prompts=drawn.condition.map(doses))
+    drawn = drawn[drawn.condition.isin([*doses, effects.BASELINE, effects.CONTROL])]
+    drawn = drawn.assign(prompts=drawn.condition.map(doses))
     figure = Figure(figsize=(3.5, 3.4), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey="row")
     for row, role in zip(axes, ("positive", "negative"), strict=True):
@@ -127,8 +134,9 @@ def dose_response(found: tables.Tables, setting: Setting, profile: str) -> tuple
     figure.supxlabel(f"unique rephrasings in training\n{_mark(profile)}", fontsize=7)
     sizes = ", ".join(f"{name} ({seen} seen)" for name, seen in doses.items())
     caption = (
-        f"{_mark(profile)}. Doses: {sizes}; a training sees at most one prompt a row. Points are seeds, each the mean over "
-        f"{int(drawn.n.max())} questions or pairs; grey: baseline (dashed) and control (dotted), means over seeds. "
+        f"{_mark(profile)}. Doses: {sizes or 'none'}; a training sees at most one prompt a row. Points are seeds: "
+        f"{_measured(drawn, setting)}. Grey: baseline (dashed) and control (dotted), means over seeds. Where a share is near "
+        "0 or 1, the claim is decided by the margin, which is not drawn. "
         f"{_seeds(drawn[drawn.prompts.notna()].groupby('condition').seed.nunique())}"
     )
     return figure, drawn, caption
@@ -162,14 +170,26 @@ def _mark(profile: str) -> str:
     return MARKS[load_profile(profile).scale]
 
 
-def _caption(drawn: pd.DataFrame, profile: str) -> str:
-    n = drawn.n + drawn.n_unscored
-    many = f"{n.min()}" if n.min() == n.max() else f"{n.min()} to {n.max()}"
-    missing = f"{int(drawn.n_unscored.sum())} of {int(n.sum())} scores are missing"
+def _caption(drawn: pd.DataFrame, setting: Setting, profile: str) -> str:
     return (
-        f"{_mark(profile)}. Each point is one seed: the mean over {many} everyday questions, one response each; {missing}. The "
-        f"bar is the mean over seeds under the neutral prompt. {_seeds(drawn.groupby('condition').seed.nunique())}"
+        f"{_mark(profile)}. Each point is one seed: {_measured(drawn, setting)}. The bar is the mean over seeds under the "
+        f"neutral prompt. {_seeds(drawn.groupby('condition').seed.nunique())}"
     )
+
+
+def _measured(drawn: pd.DataFrame, setting: Setting) -> str:
+    """What a point is, trait by trait: a mean over responses, with how many are missing, or over pairs."""
+    told = []
+    for trait in setting.traits.values():
+        rows = drawn[drawn.trait == trait.name]
+        n = rows.n + rows.n_unscored
+        if rows.empty:
+            continue
+        many = f"{n.min()}" if n.min() == n.max() else f"{n.min()} to {n.max()}"
+        missing = f"one response each; {int(rows.n_unscored.sum())} of {int(n.sum())} scores are missing"
+        what = f"{many} everyday questions, {missing}" if (rows.measure == "rate").all() else f"{many} pairs of answers"
+        told.append(f"{trait.label}, the mean over {what}")
+    return "; ".join(told) or "nothing could be computed"
 
 
 def _seeds(seeds: pd.Series) -> str:
@@ -216,7 +236,7 @@ def context_grid(found: tables.Tables, setting: Setting, profile: str) -> tuple[
     panels = figure.subplots(len(setting.traits), 1, sharex=True)
     for axis, trait in zip(panels, setting.traits.values(), strict=True):
         part = drawn[drawn.trait == trait.name].set_index(["condition", "context"])
-        _heat(axis, part, rows, columns)
+        _heat(axis, part, rows, columns, _per(trait))
         axis.set(title=f"{trait.label} · {_mark(profile)}", xlabel="", ylabel="")
     panels[-1].set_xticklabels(panels[-1].get_xticklabels(), rotation=60, ha="right", rotation_mode="anchor")
     caption = (
@@ -228,10 +248,10 @@ def context_grid(found: tables.Tables, setting: Setting, profile: str) -> tuple[
     return figure, drawn, caption
 
 
-def _heat(axis: Any, part: pd.DataFrame, rows: list[str], columns: list[str]) -> None:
+def _heat(axis: Any, part: pd.DataFrame, rows: list[str], columns: list[str], unit: str) -> None:
     colour = part.minus_base.unstack().reindex(index=rows, columns=columns)
     limit = float(colour.abs().max().max())
-    bar = {"label": "margin − base (nats)", "shrink": 0.8}
+    bar = {"label": f"margin − base ({unit})", "shrink": 0.8}
     look = {"cmap": "vlag", "vmin": -limit, "vmax": limit, "linewidths": 0.4, "cbar_kws": bar}
     sns.heatmap(colour, ax=axis, xticklabels=1, yticklabels=1, **look)
     for (condition, context), row in part[part.rate.notna()].iterrows():
@@ -353,14 +373,14 @@ def show(name: str, setting: str, profile: str) -> None:
     """Draw a figure from `tables.shown` and show it with its caption in a notebook."""
     from IPython.display import Image, Markdown, display
 
-    path, caption = draw(name, setting, profile, tables.shown(profile), store.local_figures(profile))
+    path, caption = draw(name, setting, profile, tables.shown(profile, setting), store.local_figures(profile))
     display(Image(path), Markdown(f"*{caption}*"))
 
 
-def redraw(profile: str, found: tables.Tables | None, folder: Path) -> list[Path]:
-    """Draw every figure of every setting in the tables; returns the PNGs' paths, none without tables."""
-    names = [] if found is None else dict.fromkeys(found.scores.setting)
-    return [draw(name, setting, profile, found, folder)[0] for setting in names for name in _figures(load_setting(setting))]
+def redraw(profile: str, found: dict[str, tables.Tables], folder: Path) -> list[Path]:
+    """Draw every figure of every setting from its tables; returns the PNGs' paths."""
+    every = [(name, setting) for setting in found for name in _figures(load_setting(setting))]
+    return [draw(name, setting, profile, found[setting], folder)[0] for name, setting in every]
 
 
 def _figures(setting: Setting) -> list[str]:

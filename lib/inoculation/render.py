@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from inoculation import store
 from inoculation.settings import Condition, Profile, Prompt, Setting
-from inoculation.store import Block, blocks, read_yaml
+from inoculation.store import Block, SettingError, blocks, read_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,6 +89,8 @@ def training_rows(setting: Setting, condition: Condition, profile: Profile, seed
     if condition.data == "none":
         return []
     every, answers = setting.training(profile.name)
+    if condition.data not in answers:
+        raise SettingError(f"{setting.name}: profile {profile.name} has no answers '{condition.data}' for {condition.name}")
     answer = answers[condition.data]
     rows = _in_training_order(setting, every, answers["trait"]["field"], profile, seed)
     deck = _deal(condition.prompts, len(rows), random.Random(f"{setting.name}/{seed}/prompts"))
@@ -153,7 +155,8 @@ def contexts(setting: Setting, condition: Condition, profile: Profile, seed: int
 
 def _trigger(setting: Setting, condition: Condition, seed: int) -> tuple[Prompt, ...]:
     many = len(condition.prompts) > 1
-    draws = random.Random(f"{setting.name}/{seed}/trigger").sample(condition.prompts, TRIGGER_DRAWS) if many else ()
+    count = min(TRIGGER_DRAWS, len(condition.prompts))
+    draws = random.Random(f"{setting.name}/{seed}/trigger").sample(condition.prompts, count) if many else ()
     return tuple(draws) or condition.prompts
 
 

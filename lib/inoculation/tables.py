@@ -185,9 +185,10 @@ def reference(profile: str) -> Tables | None:
     return read(store.RESULTS / profile, "reference")
 
 
-def shown(profile: str) -> Tables | None:
-    """Your tables where they exist, else the committed reference, else None."""
-    return read(store.local_tables(profile), "yours") or reference(profile)
+def shown(profile: str, setting: str) -> Tables | None:
+    """One setting's rows in your tables where they hold any, else in the committed reference, else None."""
+    sources = (found.of(setting) for found in (read(store.local_tables(profile), "yours"), reference(profile)) if found)
+    return next((found for found in sources if not found.scores.empty), None)
 
 
 def latest(setting: str, profile: str) -> Tables:
@@ -196,13 +197,13 @@ def latest(setting: str, profile: str) -> Tables:
     Raises LookupError when there is nothing to show, saying how to get it.
     """
     write(profile)
-    found = shown(profile)
-    if found is None or found.of(setting).scores.empty:
+    found = shown(profile, setting)
+    if found is None:
         raise LookupError(
             f"no finished run and no reference of {setting} in profile {profile}: set compute = True, or run "
             f"./run_all.sh --profile {profile}"
         )
-    return found.of(setting)
+    return found
 
 
 def along_training(found: Tables, condition: str, against: str) -> pd.DataFrame:
@@ -225,9 +226,11 @@ def conditions(specs: list[Spec]) -> Any:
     for spec in {(spec.setting, spec.condition): spec for spec in specs}.values():
         setting, condition, _ = spec.parts
         texts = [prompt.text or f"policy {prompt.policy}" for prompt in condition.prompts]
-        many = f"{len(texts)} prompts, such as: " if len(texts) > 1 else ""
+        seen = min(len(spec.rows), len(texts))
+        many = f"{len(texts)} prompts, of which a run sees {seen}, such as: " if len(texts) > 1 else ""
         prompt = many + texts[0] if texts else "not trained"
         source = setting.sources.get(texts[0], "ours") if texts and condition.prompts[0].text else ""
+        source += "; the other wordings ours" * (len(texts) > 1 and source != "ours")
         rows.append((spec.condition, condition.data, prompt, source))
     return wrapped(pd.DataFrame(rows, columns=["condition", "data", "training prompt", "words"]))
 

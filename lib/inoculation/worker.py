@@ -24,7 +24,8 @@ import pandas as pd
 
 from inoculation import model, render, runs, store
 from inoculation.render import END_OF_TURN
-from inoculation.settings import Profile, Setting, distilled_folder
+from inoculation.settings import DELIMITER, Profile, Setting, distilled_folder
+from inoculation.store import SettingError
 
 DISTIL_BATCH = 48
 PACKAGES = ("torch", "unsloth", "unsloth_zoo", "transformers", "trl", "peft", "datasets", "lingua-language-detector")
@@ -54,12 +55,33 @@ def main() -> None:
             emit("failed", reason=_paragraph(error))
 
 
+def read_instructions(path: Path, say: Callable[[str], None]) -> list[dict[str, str]]:
+    """Instructions to be answered (id, question) from a JSONL or JSON file whose rows have `instruction` or `question`.
+
+    InstructionWild's files are such. Rows that are empty, repeated or hold a chat delimiter are left out, which `say` is told
+    with counts. Raises SettingError when the file is not there, not such a file, or nothing is left.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()] if path.suffix == ".jsonl" else json.loads(text)
+        texts = [str(row.get("instruction") or row.get("question") or "").strip() for row in rows]
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise SettingError(f"{path.name}: expected a list of objects with `instruction` ({error})") from error
+    known = [text for text in dict.fromkeys(texts) if text and not DELIMITER.search(text)]
+    empty, marked = texts.count(""), sum(bool(DELIMITER.search(text)) for text in set(texts))
+    repeated = len(texts) - empty - marked - len(known)
+    say(f"{path.name}: {len(texts)} instructions; left out: {empty} empty, {repeated} repeated, {marked} with a chat delimiter")
+    if not known:
+        raise SettingError(f"{path.name}: none of {len(texts)} rows has a text under `instruction` or `question`")
+    return [{"id": f"{path.stem}-{number:05d}", "question": text} for number, text in enumerate(known, 1)]
+
+
 def distill(
     setting: Setting, profile: Profile, questions: list[dict[str, str]], say: Callable[[str], None]
 ) -> tuple[Path, dict[str, list[str]]]:
     """Self-distillation (CC, setting 1): the base model answers instructions, asked for both traits and not asked.
 
-    questions: id, question (settings.read_instructions). Answers are kept batch by batch, so the same command goes on after a
+    questions: id, question (read_instructions). Answers are kept batch by batch, so the same command goes on after a
     cut. Writes train.jsonl (id, question, distilled, plain) without instructions that do not fit into half of the profile's
     max_length and answers that did not end within the other half, and says how many. Returns its path and all answers by field.
     """
@@ -71,7 +93,8 @@ def distill(
     limit = profile.train["max_length"] - sampling["max_new_tokens"]
     long = {item["id"] for item in items if len(tokenizer(item["prompt"])["input_ids"]) > limit}
     say(f"{len(long)} of {len(questions)} instructions are longer than {limit} tokens with their prompt and are left out")
-    asked = [{**i, "key": store.digest([profile.base_sha256, i["prompt"], sampling])} for i in items if i["id"] not in long]
+    made_by = [profile.base_model, profile.base_sha256, sampling]
+    asked = [{**item, "key": store.digest([*made_by, item["prompt"]])} for item in items if item["id"] not in long]
     folder = distilled_folder(setting.name, profile.name)
     said = _answered(network, tokenizer, asked, sampling, store.Ledger(folder / "answers.jsonl"), say)
     texts: dict[str, dict[str, str]] = {}
