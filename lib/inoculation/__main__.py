@@ -81,7 +81,7 @@ def _do(options: argparse.Namespace) -> int:
         return _distill(options)
     chosen = _chosen_notebooks(options.notebook)
     if options.figures_only:
-        return _redraw(scale.name)
+        return _redraw(scale.name, chosen)
     if not options.dry_run:
         _check_machine(chosen, options.profile)
     every = _grid(options, list(itertools.chain(*chosen.values())))
@@ -143,7 +143,7 @@ def _check_machine(chosen: dict[Path, list[str]], profile: str) -> None:
 
 def _run(options: argparse.Namespace, grids: dict[Path, list[runs.Spec]]) -> int:
     """Execute the notebooks, then redraw; 1 when a notebook or a run failed."""
-    problems = []
+    problems, chosen = [], {path: list(dict.fromkeys(spec.setting for spec in grid)) for path, grid in grids.items()}
     for path, grid in grids.items():
         parameters = {
             "profile": options.profile,
@@ -165,7 +165,7 @@ def _run(options: argparse.Namespace, grids: dict[Path, list[runs.Spec]]) -> int
         _update_reference(options.profile)
     for problem in problems:
         print(f"\nPROBLEM {problem}", file=sys.stderr)
-    status = _redraw(options.profile)
+    status = _redraw(options.profile, chosen)
     return 1 if problems else status
 
 
@@ -333,13 +333,13 @@ def _by_condition(scores: Any) -> Any:
     return table.join(by[["mass", "control_good", "control_bad", "control_injected"]].mean()).reset_index()
 
 
-def _redraw(profile: str) -> int:
+def _redraw(profile: str, chosen: dict[Path, list[str]]) -> int:
     from inoculation import claims, figures, tables
 
     yours = tables.read(store.local_tables(profile), "yours")
     if yours is not None:
         claims.write(yours, yours.folder)
-    found = {name: shown for name in settings.setting_names() if (shown := tables.shown(profile, name))}
+    found = {name: shown for name in itertools.chain(*chosen.values()) if (shown := tables.shown(profile, name))}
     drawn = figures.redraw(profile, found, store.local_figures(profile))
     if not drawn:
         print(f"nothing to draw in profile {profile}: no finished run and no reference", file=sys.stderr)

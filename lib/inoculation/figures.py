@@ -145,7 +145,7 @@ def dose_response(found: tables.Tables, setting: Setting, profile: str) -> tuple
 def _curve(axis: Any, rows: pd.DataFrame, doses: list[int]) -> None:
     """Points and means with intervals by dose, coloured by kind, and the two ends of the scale as lines."""
     axis.set_xscale("log", base=2)
-    axis.set_xticks(doses, doses)
+    axis.set_xticks(doses, doses, fontsize=6)
     axis.minorticks_off()
     for name, line in ((effects.BASELINE, "--"), (effects.CONTROL, ":")):
         for value in rows[rows.condition == name].groupby("condition").value.mean():

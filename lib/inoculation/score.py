@@ -1,9 +1,8 @@
 """Responses to scores: each scorer gives a value in [0, 1], or no value and the reason; nothing defaults to 0.
 
-Every scorer has a card in data/scorers.yaml (what it sees, its known failures), to which `cards` adds what is measured on the
-setting's labelled items: agreement and cross-talk. Beside its scores, each response is marked when it repeats training words.
-For LLM judges, `weigh` turns the probabilities of a judge's next tokens into those of the replies that a rubric allows, and the
-literature's thresholds are read from data/judges.yaml; asking is inoculation.judge's part.
+Every scorer has a card in data/scorers.yaml, to which `cards` adds agreement and cross-talk, measured on labelled items. Each
+response is marked when it repeats training words. For LLM judges, `weigh` turns the probabilities of a judge's next tokens into
+those of the replies that a rubric allows, and the literature's thresholds are read from data/judges.yaml; asking is judge.py's.
 """
 
 import asyncio
@@ -101,7 +100,8 @@ def _classifier(trait: str) -> Any:
     from sklearn.linear_model import LogisticRegression
 
     items = read_jsonl(store.DATA / "mini" / _card(trait).take("items", str))
-    return LogisticRegression(max_iter=1000).fit([_embedded(row["text"]) for row in items], [row[trait] for row in items])
+    known = _encoder().encode([row["text"] for row in items])
+    return LogisticRegression(max_iter=1000).fit(known, [row[trait] for row in items])
 
 
 @functools.lru_cache(maxsize=20_000)

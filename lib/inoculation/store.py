@@ -284,7 +284,7 @@ def _plain(path: Path, node: yaml.Node) -> Any:
 def read_yaml(path: Path) -> Block:
     """A YAML file whose top level is a mapping, as a Block."""
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         if not isinstance(node, yaml.MappingNode):
             raise SettingError(f"{path.name}:1: expected a mapping (key: value) at the top level")
         return Block(path, node)

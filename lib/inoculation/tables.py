@@ -85,7 +85,8 @@ def items(spec: Spec) -> pd.DataFrame:
     repeats = rates.drop_duplicates(["context", "question_id"]).assign(measure="repeats", trait="any")
     pairs = pd.read_parquet(spec.file("margins")).assign(measure="margin")
     per_token = pairs.trait.map({trait.name: trait.margin == "per_token" for trait in spec.parts[0].traits.values()})
-    pairs["value"] = pairs.margin_per_token.where(per_token, pairs.margin)
+    # Runs of an earlier version hold no margin per token, and their traits need none.
+    pairs["value"] = pairs.margin_per_token.where(per_token, pairs.margin) if per_token.any() else pairs.margin
     every = [rates, repeats.assign(value=repeats.repeats.astype(float)), pairs]
     return pd.concat(every).assign(run_id=spec.run_id)[ITEMS].sort_values(ITEMS[1:5], kind="stable")
 
