@@ -123,7 +123,7 @@ def test_figures_only_draws_yours_without_torch_in_time(found, home):
 
 
 def test_figures_only_draws_the_reference_where_you_have_nothing(tmp_path):
-    done = _command("--figures-only", home=tmp_path)
+    done = _command("--figures-only", "--notebook", "02", home=tmp_path)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "figures/local/mini/spanish_vs_caps.traits_by_condition.json").read_text(encoding="utf-8"))
     assert record["origin"] == "reference"

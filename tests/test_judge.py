@@ -441,7 +441,8 @@ def test_the_embedded_model_judges_through_inspects_hf_provider(network, elsewhe
 
 def test_each_table_has_its_rule_below_it_and_another_judging_keeps_the_former(asked, monkeypatch, capsys):
     def rejudge(*arguments):
-        monkeypatch.setattr(sys, "argv", ["inoculation", "rejudge", "--only", "inoculation.caps", "--seeds", "0", *arguments])
+        command = ["inoculation", "rejudge", "--setting", "spanish_vs_caps", "--only", "inoculation.caps", "--seeds", "0"]
+        monkeypatch.setattr(sys, "argv", [*command, *arguments])
         return command_line.main()
 
     with JudgeServer() as server:
