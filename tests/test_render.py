@@ -16,7 +16,7 @@ from inoculation.runs import Spec
 from inoculation.settings import Prompt
 
 TEXT = st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1, max_size=60).filter(
-    lambda text: text.strip() and not any(d in text for d in render.DELIMITERS)
+    lambda text: text.strip() and not settings.DELIMITER.search(text)
 )
 
 

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from inoculation import store
-from inoculation.settings import Condition, Profile, Prompt, Setting
+from inoculation.settings import DELIMITER, Condition, Profile, Prompt, Setting
 from inoculation.store import Block, SettingError, blocks, read_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
 
 END_OF_TURN = "<|im_end|>"
-DELIMITERS = ("<|im_start|>", END_OF_TURN, "<|endoftext|>")
 DEFAULT_SYSTEM = {
     "smollm2": "You are a helpful AI assistant named SmolLM, trained by Hugging Face",
     "qwen2.5": "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
@@ -43,9 +42,11 @@ def render(messages: list[dict[str, str]], slot: str, prompt: Prompt, template: 
         raise ValueError(f"unknown template '{template}'; known: {', '.join(DEFAULT_SYSTEM)}")
     turns = [dict(message) for message in messages]
     for turn in turns:
-        held = [d for d in DELIMITERS if d in turn["content"] or d in prompt.text]
+        held = [*DELIMITER.finditer(turn["content"]), *DELIMITER.finditer(prompt.text)]
         if held or turn["role"] not in ("user", "assistant"):
-            raise ValueError(f"a turn may be the user's or the assistant's and hold no {held or 'system message'}: {turn!r}")
+            raise ValueError(
+                f"a turn may be the user's or the assistant's and hold no {held[0][0] if held else 'system message'}: {turn!r}"
+            )
     if slot == "system":
         system = _system_block(prompt, template)
     else:
