@@ -85,7 +85,7 @@ def _unit(trait: Trait, rows: pd.DataFrame) -> tuple[str, tuple[float | None, fl
     """A trait's axis label and limits: a share, or the margin where its card names that."""
     if (rows.measure == "rate").all():
         return trait.unit.replace(" in ", "\nin "), (-0.04, 1.04)
-    return f"margin, {_per(trait)}", (None, None)
+    return f"margin\n({_per(trait)})", (None, None)
 
 
 def _per(trait: Trait) -> str:
