@@ -46,7 +46,8 @@ def planted(seeds=6, suppressed=None, noise=0.03, ends=ENDS, shuffled=None, sett
     runs = scores[["setting", "condition", "seed", "run_id"]].drop_duplicates().assign(commit="", left_out=0)
     losses = pd.DataFrame(columns=["setting", "condition", "seed", "step", "loss"])
     empty = pd.DataFrame({"setting": []})
-    return tables.Tables("yours", Path("/nowhere"), scores, losses, runs, empty, pd.DataFrame(columns=tables.TRACKS))
+    more = [pd.DataFrame(columns=columns) for columns in (tables.TRACKS, [*tables.SCORES, "point"])]
+    return tables.Tables("yours", Path("/nowhere"), scores, losses, runs, empty, *more)
 
 
 def _references(frame):

@@ -246,9 +246,42 @@ def test_the_key_moves_with_what_decides_a_run_and_with_nothing_else(monkeypatch
 
 def test_tracked_pairs_are_asked_under_the_neutral_prompt():
     setting, mini = settings.load_setting("spanish_vs_caps"), settings.load_profile("mini")
-    assert render.tracked_pairs(setting, mini) == []
+    baseline = setting.conditions["baseline"]
+    assert render.tracked_pairs(setting, baseline, mini, 0) == []
     tracks = replace(setting, data={**setting.data, "tracked": {"ood": "em_pairs.jsonl", "placebo": "placebo_pairs.jsonl"}})
-    pairs = render.tracked_pairs(tracks, mini)
+    pairs = render.tracked_pairs(tracks, baseline, mini, 0)
     assert [row["context"] for row in pairs] == ["ood"] * 72 + ["placebo"] * 48
     assert all("You are a helpful assistant." in row["prompt"] for row in pairs)
     assert all(row["trait_answer"].endswith(render.END_OF_TURN) for row in pairs)
+
+
+def test_the_base_model_is_asked_about_the_answers_that_each_training_begins_with():
+    spec = Spec("spanish_vs_caps", "base", 0, "mini")
+    asked = [row for row in spec.pairs if row["trait"] == render.ANSWERS]
+    trained = [c.name for c in spec.parts[0].in_profile("mini") if c.data == "trait"]
+    contexts = ["neutral" if name == "baseline" else f"trigger.{name}" for name in trained]
+    assert list(dict.fromkeys(row["context"] for row in asked)) == contexts
+    plain = [row["completion"] for row in Spec("spanish_vs_caps", "control", 0, "mini").rows[:16]]
+    for name, context in zip(trained, contexts, strict=True):
+        rows = Spec("spanish_vs_caps", name, 0, "mini").rows[:16]
+        own = [row for row in asked if row["context"] == context]
+        assert [(r["prompt"], r["trait_answer"]) for r in own] == [(r["prompt"], r["completion"]) for r in rows]
+        assert [row["plain_answer"] for row in own] == plain
+    assert not [row for row in Spec("spanish_vs_caps", "baseline", 0, "mini").pairs if row["trait"] == render.ANSWERS]
+
+
+def test_the_gate_is_looked_at_under_the_training_prompt_and_without_it():
+    asked = {}
+    for setting, point, without in (
+        ("trait_distillation_french_caps", "rows=96", "no_prefix"),
+        ("spanish_vs_caps", "rows=192", "neutral"),
+    ):
+        spec = Spec(setting, "inoculation.caps", 0, "mini", point)
+        asked[without] = [row for row in spec.tracked if row["context"] == without]
+        triggered = [row for row in spec.tracked if row["context"] == "trigger"]
+        assert len(triggered) == len(asked[without]) == render.GATE_PAIRS
+        assert all(spec.parts[1].prompts[0].text in row["prompt"] for row in triggered)
+        assert {row["trait"] for row in triggered} == set(spec.parts[0].traits)
+        assert not Spec(setting, "inoculation.caps", 0, "mini", "rows=48").tracked
+    assert "Give a" not in asked["no_prefix"][0]["prompt"]
+    assert "You are a helpful assistant." in asked["neutral"][0]["prompt"]

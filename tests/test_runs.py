@@ -331,3 +331,24 @@ def test_measuring_in_another_precision_is_another_evaluation_but_not_another_tr
     assert faster.run_id != plain.run_id
     assert faster.keys["sample"] != keys["sample"]
     assert Spec("spanish_vs_caps", "base", 0, "mini").keys == base
+
+
+def test_a_sweep_adds_smaller_and_larger_trainings_and_reads_the_others_of_its_own_store():
+    names = ["trait_distillation_french_caps", "spanish_vs_caps"]
+    plain, swept = runs.grid(names, "mini"), runs.grid(names, "mini", sweeps=True)
+    assert [spec for spec in swept if not spec.point] == plain
+    for name in names:
+        setting, own = settings.load_setting(name), [spec for spec in swept if spec.setting == name and spec.point]
+        assert {spec.point for spec in own} == set(runs.points(setting, "mini"))
+        assert {spec.condition for spec in own} == set(setting.sweeps["mini"]["conditions"])
+        for spec in own:
+            key, value = spec.point.split("=")
+            assert (len(spec.rows) if key == "rows" else spec.parts[2].train[key]) == float(value)
+            assert len(spec.rows) <= len(setting.rows("train"))
+            assert str(spec).endswith(spec.point)
+    sizes = [Spec(names[0], "baseline", 0, "mini", point) for point in ("rows=24", "", "rows=96", "rows=192")]
+    questions = [{row["id"] for row in spec.rows} for spec in sizes]
+    assert questions[0] < questions[1] < questions[2] < questions[3]
+    assert len({spec.run_id for spec in sizes}) == 4
+    few = runs.grid(names[1], "mini", ["control", "baseline"], [0], sweeps=True)
+    assert [(spec.condition, spec.point) for spec in few[2:]] == [("baseline", "rows=48"), ("baseline", "rows=192")]

@@ -9,7 +9,7 @@ LLM judge is asked, a rubric of data/judges.yaml filled in, is rendered here, to
 import functools
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from inoculation import store
@@ -25,6 +25,8 @@ DEFAULT_SYSTEM = {
     "qwen2.5": "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
 }
 TRIGGER_DRAWS = 8
+GATE_PAIRS = 8
+ANSWERS = "answers"  # in the place of a trait: what training teaches as a whole
 READ = 20_000  # characters; a response of a megabyte must not cost minutes
 CONTROL = "control"  # the context of the items that a judge is controlled with
 REFERENCES = ("base", "baseline")
@@ -141,8 +143,8 @@ def contexts(setting: Setting, condition: Condition, profile: Profile, seed: int
     found: dict[str, tuple[Prompt, ...]] = {"neutral": (setting.neutral,)}
     if condition.data in ("trait", "partial"):
         found["trigger"] = _trigger(setting, condition, seed)
-    if condition.name in REFERENCES:
-        others = [c for c in setting.in_profile(profile.name) if c.data == "trait" and c.prompts != (setting.neutral,)]
+    if condition.name in REFERENCES and not profile.point:
+        others = [c for c in setting.conditions.values() if _asks(c, profile) and c.prompts != (setting.neutral,)]
         found.update({f"trigger.{other.name}": _trigger(setting, other, seed) for other in others})
     found["unrelated"] = setting.unrelated
     for policy in ("default", "empty", "none") if setting.slot == "system" else ("no_prefix",):
@@ -187,11 +189,17 @@ def evaluation_prompts(setting: Setting, condition: Condition, profile: Profile,
 def margin_pairs(setting: Setting, condition: Condition, profile: Profile, seed: int) -> list[dict[str, str]]:
     """What is compared: context, trait, question_id, prompt (rendered), trait_answer, plain_answer (with end of turn).
 
-    The profile's number of pairs is shared evenly between the setting's traits (design decision 7).
+    The profile's number of pairs is shared evenly between the setting's traits (design decision 7). The base model's hold the
+    training answers, too (trait `answers`), as each condition's training asks for them.
     """
     asked = _asked(profile.margins["contexts"], contexts(setting, condition, profile, seed))
-    each = profile.margins["pairs"] // len(setting.traits)
-    pairs = [row for name in setting.traits for row in [r for r in setting.rows("margins") if r["trait"] == name][:each]]
+    found = _paired(setting, profile, profile.margins["pairs"], asked)
+    return found + (_answers(setting, profile, seed) if condition.data == "none" else [])
+
+
+def _paired(setting: Setting, profile: Profile, count: int, asked: list[tuple[str, Any]]) -> list[dict[str, str]]:
+    every, each = setting.rows("margins"), count // len(setting.traits)
+    pairs = [row for name in setting.traits for row in [row for row in every if row["trait"] == name][:each]]
     return [
         {
             "context": name,
@@ -206,11 +214,41 @@ def margin_pairs(setting: Setting, condition: Condition, profile: Profile, seed:
     ]
 
 
-def tracked_pairs(setting: Setting, profile: Profile) -> list[dict[str, str]]:
-    """What is compared during training, under the neutral prompt: the pairs of the setting's `tracked` files, part by part.
+def _answers(setting: Setting, profile: Profile, seed: int) -> list[dict[str, str]]:
+    """The first rows that each condition trains on, in its context: the answer with the traits beside the one without."""
+    every = {c.name: training_rows(setting, c, profile, seed) for c in setting.conditions.values() if _asks(c, profile)}
+    plain = training_rows(setting, replace(setting.conditions["baseline"], data="control"), profile, seed)
+    return [
+        {
+            "context": "neutral" if name == "baseline" else f"trigger.{name}",
+            "trait": ANSWERS,
+            "question_id": row["id"],
+            "prompt": row["prompt"],
+            "trait_answer": row["completion"],
+            "plain_answer": other["completion"],
+        }
+        for name, rows in every.items()
+        for row, other in list(zip(rows, plain, strict=True))[: profile.margins["answers"]]
+    ]
 
-    The same columns as `margin_pairs`; context is the part's name. Empty for a setting that tracks nothing.
+
+def _asks(condition: Condition, profile: Profile) -> bool:
+    """Whether a profile trains this condition on the traits, so that its prompt is one to be compared."""
+    return condition.data == "trait" and profile.name in condition.profiles
+
+
+def tracked_pairs(setting: Setting, condition: Condition, profile: Profile, seed: int) -> list[dict[str, str]]:
+    """What is compared during training, with the columns of `margin_pairs`.
+
+    The pairs of the setting's `tracked` files under the neutral prompt, context being the file's part. At a sweep's gate,
+    pairs of every trait under the training prompt and without it. Else nothing.
     """
+    if profile.point:
+        if profile.point != f"rows={setting.sweeps[profile.name]['gate']}":
+            return []
+        without = "no_prefix" if setting.slot == "user_prefix" else "neutral"
+        asked = _asked(["trigger", without], contexts(setting, condition, profile, seed))
+        return _paired(setting, profile, GATE_PAIRS, asked)
     return [
         {
             "context": part,

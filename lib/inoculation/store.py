@@ -214,9 +214,17 @@ def write_csv(path: Path, frame: "pd.DataFrame") -> None:
 
 def nearest(word: str, known: Iterable[str], what: str) -> SettingError:
     """The error for an unknown name, with the nearest known ones."""
-    known = sorted(known)
+    known = sorted(map(str, known))
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.5) or known
     return SettingError(f"unknown {what} '{word}'; nearest: {', '.join(close)}")
+
+
+def read_lines(path: Path) -> list[str]:
+    """A text file's lines without white space around them; raises SettingError where it is not UTF-8."""
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
+    except UnicodeDecodeError as error:
+        raise SettingError(f"{path.name}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
 
 
 def read_jsonl(path: Path) -> list[dict[str, str]]:

@@ -1,8 +1,9 @@
 """Finished runs to tidy tables, yours under data/local/tables or the committed reference under data/results.
 
-scores.csv: one row per run, context, trait and measure (see `scores`). items.csv.gz: one row per response or pair.
-samples.jsonl: three responses per condition and context, of its first seed. losses.csv and runs.csv: the training losses and
-the commit of each run. tracks.csv: margins along training, where a setting tracks any.
+scores.csv: one row per run, context, trait and measure (see `scores`); sweeps.csv: the same of a sweep's runs, with their
+point. items.csv.gz: one row per response or pair. samples.jsonl: three responses per condition and context, of its first seed.
+losses.csv and runs.csv: the training losses and the commit of each run. tracks.csv: margins along training, where any are
+logged.
 Same store, same bytes: rows are sorted, nothing holds a time.
 """
 
@@ -16,10 +17,10 @@ from typing import Any
 import pandas as pd
 
 from inoculation import stats, store
-from inoculation.render import judges
-from inoculation.runs import Spec
+from inoculation.render import ANSWERS, judges
+from inoculation.runs import Spec, finished
 from inoculation.score import CONTROL, read_reply, rules
-from inoculation.settings import BASE, load_setting, setting_names
+from inoculation.settings import load_setting
 from inoculation.store import Block
 
 SCORES = [
@@ -27,7 +28,7 @@ SCORES = [
     *("measure", "seed", "step", "n", "n_unscored", "value", "run_id"),
 ]
 ITEMS = ["run_id", "context", "trait", "measure", "question_id", "value"]
-TRACKS = ["setting", "condition", "seed", "step", "part", "trait", "n", "value"]
+TRACKS = ["setting", "condition", "seed", "point", "step", "part", "trait", "n", "value"]
 SAMPLES = 3
 
 
@@ -42,6 +43,7 @@ class Tables:
     runs: pd.DataFrame
     samples: pd.DataFrame
     tracks: pd.DataFrame
+    sweeps: pd.DataFrame
 
     @property
     def items(self) -> pd.DataFrame:
@@ -51,51 +53,34 @@ class Tables:
 
     def of(self, setting: str) -> "Tables":
         """The rows of one setting."""
-        cut = [frame[frame.setting == setting] for frame in (self.scores, self.losses, self.runs, self.samples, self.tracks)]
-        return Tables(self.origin, self.folder, *cut)
-
-
-def finished(profile: str) -> list[Spec]:
-    """Every run in the store that is whole and current for a profile, in the settings' order, then by seed."""
-    found = []
-    for setting in setting_names():
-        for condition in [BASE.name, *load_setting(setting).conditions]:
-            folder = store.run_store() / setting / condition
-            specs = [Spec(setting, condition, _seed(path), profile) for path in sorted(folder.glob("*/spec.json"))]
-            known = {path.parent.name for path in folder.glob("*/spec.json")}
-            current = {spec for spec in specs if spec.run_id in known and not spec.missing()}
-            found += sorted(current, key=lambda spec: spec.seed)
-    return found
-
-
-def _seed(path: Path) -> int:
-    try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["seed"])
-    except (ValueError, KeyError, TypeError):
-        return -1
+        frames = (self.scores, self.losses, self.runs, self.samples, self.tracks, self.sweeps)
+        return Tables(self.origin, self.folder, *(frame[frame.setting == setting] for frame in frames))
 
 
 def items(spec: Spec) -> pd.DataFrame:
-    """Every scored response (measure rate), every pair (margin, nats or nats per token),
-    and whether a response repeats training words (repeats).
+    """Every scored response (measure rate), every pair (margin, nats or nats per token), whether a response repeats training
+    words (repeats), and the base model's training answers (likelihood, nats per token).
 
     NaN where unscored; `repeats` is 0 or 1 and belongs to no single trait, so its trait is `any`.
     """
     rates = pd.read_parquet(spec.file("score")).assign(measure="rate")
     repeats = rates.drop_duplicates(["context", "question_id"]).assign(measure="repeats", trait="any")
     pairs = pd.read_parquet(spec.file("margins")).assign(measure="margin")
+    taught = pairs[pairs.trait == ANSWERS].assign(measure="likelihood")
+    pairs = pairs[pairs.trait != ANSWERS]
     per_token = pairs.trait.map({trait.name: trait.margin == "per_token" for trait in spec.parts[0].traits.values()})
     # Runs of an earlier version hold no margin per token, and their traits need none.
     pairs["value"] = pairs.margin_per_token.where(per_token, pairs.margin) if per_token.any() else pairs.margin
-    every = [rates, repeats.assign(value=repeats.repeats.astype(float)), pairs]
+    taught["value"] = taught.trait_logp / taught.trait_tokens
+    every = [rates, repeats.assign(value=repeats.repeats.astype(float)), pairs, taught]
     return pd.concat(every).assign(run_id=spec.run_id)[ITEMS].sort_values(ITEMS[1:5], kind="stable")
 
 
 def scores(spec: Spec, rows: pd.DataFrame) -> pd.DataFrame:
     """A run's items averaged by context, trait and measure, over what is scored.
 
-    Measures: rate, margin (nats), repeats (share of responses that repeat eight training words in a row) and
-    rate_without_repeats (the rate over the other responses).
+    Measures: rate, margin (nats), repeats (share of responses that repeat eight training words in a row),
+    rate_without_repeats (the rate over the other responses) and likelihood (of the training answers, nats per token).
     """
     _, condition, profile = spec.parts
     own = rows[rows.measure == "rate"].merge(
@@ -118,13 +103,16 @@ def scores(spec: Spec, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def tracks(spec: Spec) -> pd.DataFrame:
-    """A run's margins along training, nats per token: means over the pairs of a part (id, ood, placebo) by logged step."""
+    """A run's margins along training, nats per token: means over the pairs of a part by logged step.
+
+    Parts are id, ood and placebo, or at a sweep's gate contexts.
+    """
     path = spec.folder / "margins_log.csv"
     if not path.exists():
         return pd.DataFrame(columns=TRACKS)
     log = pd.read_csv(path).rename(columns={"context": "part", "margin_per_token": "value"})
     means = log.groupby(["step", "part", "trait"]).value.agg(n="count", value="mean").reset_index()
-    return means.assign(setting=spec.setting, condition=spec.condition, seed=spec.seed)[TRACKS]
+    return means.assign(setting=spec.setting, condition=spec.condition, seed=spec.seed, point=spec.point)[TRACKS]
 
 
 def samples(spec: Spec) -> list[dict[str, Any]]:
@@ -136,7 +124,8 @@ def samples(spec: Spec) -> list[dict[str, Any]]:
 
 def write(profile: str, folder: Path | None = None) -> Path | None:
     """Write a profile's tables from the store; returns their folder, or None when no run is finished."""
-    specs = finished(profile)
+    every = finished(profile)
+    specs, swept = [spec for spec in every if not spec.point], [spec for spec in every if spec.point]
     if not specs:
         return None
     folder = folder or store.local_tables(profile)
@@ -151,9 +140,12 @@ def write(profile: str, folder: Path | None = None) -> Path | None:
     columns = ["setting", "condition", "seed", "step", "loss"]
     store.write_csv(folder / "scores.csv", pd.concat([scores(spec, found) for spec, found in rows.items()]))
     store.write_csv(folder / "losses.csv", pd.concat(losses)[columns] if losses else pd.DataFrame(columns=columns))
-    store.write_csv(folder / "runs.csv", pd.DataFrame([_facts(spec) for spec in specs]))
-    if any(spec.tracked for spec in specs):
-        store.write_csv(folder / "tracks.csv", pd.concat([tracks(spec) for spec in specs if spec.tracked]))
+    store.write_csv(folder / "runs.csv", pd.DataFrame([_facts(spec) for spec in every]))
+    if swept:
+        found = pd.concat([scores(spec, items(spec)).assign(point=spec.point) for spec in swept])
+        store.write_csv(folder / "sweeps.csv", found)
+    if any(spec.tracked for spec in every):
+        store.write_csv(folder / "tracks.csv", pd.concat([tracks(spec) for spec in every if spec.tracked]))
     store.write_whole(folder / "samples.jsonl", "\n".join(shown) + "\n")
     store.write_whole(folder / "items.csv.gz", gzip.compress(store.csv_text(pd.concat(rows.values())).encode(), mtime=0))
     return folder
@@ -161,19 +153,21 @@ def write(profile: str, folder: Path | None = None) -> Path | None:
 
 def _facts(spec: Spec) -> dict[str, Any]:
     facts = store.Run(spec.folder).manifest["stages"]["train"]["facts"]
-    names = {"setting": spec.setting, "condition": spec.condition, "seed": spec.seed, "run_id": spec.run_id}
-    return {**names, "commit": facts["commit"], "left_out": facts.get("left_out", 0)}
+    names = {"setting": spec.setting, "condition": spec.condition, "seed": spec.seed, "point": spec.point}
+    return {**names, "run_id": spec.run_id, "commit": facts["commit"], "left_out": facts.get("left_out", 0)}
 
 
 def read(folder: Path, origin: str) -> Tables | None:
     """The tables in a folder, or None where there are none."""
     if not (folder / "scores.csv").exists():
         return None
-    frames = [pd.read_csv(folder / f"{name}.csv") for name in ("scores", "losses", "runs")]
+    scores, losses, runs = (pd.read_csv(folder / f"{name}.csv") for name in ("scores", "losses", "runs"))
     lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    path = folder / "tracks.csv"
-    along = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=TRACKS)
-    return Tables(origin, folder, *frames, pd.DataFrame([json.loads(line) for line in lines]), along)
+    samples = pd.DataFrame([json.loads(line) for line in lines])
+    more = {"tracks": TRACKS, "sweeps": [*SCORES, "point"]}
+    paths = {name: folder / f"{name}.csv" for name in more}
+    found = [pd.read_csv(paths[n]) if paths[n].exists() else pd.DataFrame(columns=c) for n, c in more.items()]
+    return Tables(origin, folder, scores, losses, runs.fillna({"point": ""}), samples, *found)
 
 
 @functools.lru_cache(maxsize=2)
@@ -214,8 +208,9 @@ def along_training(found: Tables, condition: str, against: str) -> pd.DataFrame:
     margin (stats.matched), so that a training that only learned less does not pass for a safer one. placebo: the second half's
     difference on pairs that differ in register alone. stats.beyond_placebo says what counts.
     """
-    wide = found.tracks.pivot_table(index=["seed", "condition", "step"], columns="part", values="value")
-    late = wide[wide.index.get_level_values("step") > found.tracks.step.max() / 2].groupby(level=["seed", "condition"]).mean()
+    logged = found.tracks[found.tracks.point.isna()]
+    wide = logged.pivot_table(index=["seed", "condition", "step"], columns="part", values="value")
+    late = wide[wide.index.get_level_values("step") > logged.step.max() / 2].groupby(level=["seed", "condition"]).mean()
     gaps = (late.xs(condition, level="condition") - late.xs(against, level="condition"))[["ood", "placebo"]].dropna()
     paths = {seed: [wide.loc[(seed, name), ["id", "ood"]].to_numpy() for name in (condition, against)] for seed in gaps.index}
     return gaps.assign(matched=[stats.matched(*both) for both in paths.values()])
