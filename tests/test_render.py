@@ -271,17 +271,13 @@ def test_the_base_model_is_asked_about_the_answers_that_each_training_begins_wit
 
 
 def test_the_gate_is_looked_at_under_the_training_prompt_and_without_it():
-    asked = {}
-    for setting, point, without in (
-        ("trait_distillation_french_caps", "rows=96", "no_prefix"),
-        ("spanish_vs_caps", "rows=192", "neutral"),
-    ):
-        spec = Spec(setting, "inoculation.caps", 0, "mini", point)
-        asked[without] = [row for row in spec.tracked if row["context"] == without]
-        triggered = [row for row in spec.tracked if row["context"] == "trigger"]
-        assert len(triggered) == len(asked[without]) == render.GATE_PAIRS
-        assert all(spec.parts[1].prompts[0].text in row["prompt"] for row in triggered)
-        assert {row["trait"] for row in triggered} == set(spec.parts[0].traits)
-        assert not Spec(setting, "inoculation.caps", 0, "mini", "rows=48").tracked
-    assert "Give a" not in asked["no_prefix"][0]["prompt"]
-    assert "You are a helpful assistant." in asked["neutral"][0]["prompt"]
+    spec = Spec("trait_distillation_french_caps", "inoculation.caps", 0, "mini", "rows=96")
+    triggered, without = ([row for row in spec.tracked if row["context"] == name] for name in ("trigger", "no_prefix"))
+    assert len(triggered) == len(without) == render.GATE_PAIRS
+    assert len(spec.tracked) == 2 * render.GATE_PAIRS
+    assert all(spec.parts[1].prompts[0].text in row["prompt"] for row in triggered)
+    assert not any("Give a" in row["prompt"] for row in without)
+    assert {row["trait"] for row in triggered} == set(spec.parts[0].traits)
+    for point in ("", "rows=24", "learning_rate=0.001"):
+        assert not replace(spec, point=point).tracked
+    assert not Spec("spanish_vs_caps", "inoculation.caps", 0, "mini", "rows=48").tracked

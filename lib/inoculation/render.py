@@ -244,7 +244,7 @@ def tracked_pairs(setting: Setting, condition: Condition, profile: Profile, seed
     pairs of every trait under the training prompt and without it. Else nothing.
     """
     if profile.point:
-        if profile.point != f"rows={setting.sweeps[profile.name]['gate']}":
+        if profile.point != f"rows={setting.sweeps[profile.name].get('gate')}":
             return []
         without = "no_prefix" if setting.slot == "user_prefix" else "neutral"
         asked = _asked(["trigger", without], contexts(setting, condition, profile, seed))

@@ -246,8 +246,10 @@ def _by_profile(top: Block, key: str) -> list[tuple[str, Block]]:
 
 def _sweep(block: Block, conditions: dict[str, Any]) -> dict[str, Any]:
     block.only("conditions", "gate", "minutes", *SWEPT).take("conditions", list, conditions)
-    block.take("gate", int, block.take("rows", list))
-    return dict(block)
+    lists = {key: block.take(key, list) for key in SWEPT if key in block}
+    if "gate" in block:
+        block.take("gate", int, lists.get("rows", ()))
+    return block
 
 
 def _prompts(block: Block) -> tuple[dict[str, Prompt], dict[str, str]]:
@@ -365,14 +367,12 @@ def load_profile(name: str, setting: Setting | None = None, point: str = "") -> 
         margins |= {"contexts": measured.take("margins", list), "tracked": measured.take("gate", int)}
     return Profile(
         name=name,
-        about=block.take("about", str),
-        scale=block.take("scale", str),
+        **{key: block.take(key, str) for key in ("about", "scale", "evaluation_dtype")},
         base_model=base_model,
         template=models[base_model].take("template", str),
         base_sha256=models[base_model].get("sha256", ""),
         seeds=tuple(block.take("seeds", list)),
         minutes=swept.get("minutes") or own.get("minutes", block.take("minutes", (int, float, type(None)))),
-        evaluation_dtype=block.take("evaluation_dtype", str),
         train=train,
         sample=sample,
         margins=margins,
