@@ -1,5 +1,6 @@
 """Tables with a known truth: what each condition suppresses is planted, everything else is noise over seeds."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ PREFIX_CONTEXTS = ("neutral", "trigger", "unrelated", "id", "no_prefix", "negate
 ENDS = {"rate": (0.8, 0.1), "margin": (20.0, -20.0)}
 
 
-def planted(seeds=6, suppressed=None, noise=0.03, ends=ENDS, shuffled=None, setting=SETTING):
+def planted(seeds=6, suppressed=None, noise=0.03, ends=ENDS, shuffled=None, setting=SETTING, start=0):
     """Tables of setting 2, or of the headline pair of setting 1.
 
     suppressed: {(condition, trait): share of the way from the baseline to the control}, else 0.
@@ -21,7 +22,7 @@ def planted(seeds=6, suppressed=None, noise=0.03, ends=ENDS, shuffled=None, sett
     noise: standard deviation over seeds on that scale. shuffled: a random generator that permutes the trained conditions'
     values within each seed, so that no label means anything.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(start)
     conditions = [c for c in setting.in_profile("mini")]
     contexts = PREFIX_CONTEXTS if setting.slot == "user_prefix" else CONTEXTS
     rows = []
@@ -48,6 +49,28 @@ def planted(seeds=6, suppressed=None, noise=0.03, ends=ENDS, shuffled=None, sett
     empty = pd.DataFrame({"setting": []})
     more = [pd.DataFrame(columns=columns) for columns in (tables.TRACKS, [*tables.SCORES, "point"])]
     return tables.Tables("yours", Path("/nowhere"), scores, losses, runs, empty, *more)
+
+
+def swept(suppressed, seeds=6, setting=PAIR):
+    """As `planted`, with a sweep's points: {point: what is suppressed there}, the setting's own recipe under the point ""."""
+    found = planted(seeds, suppressed[""], setting=setting)
+    points = [
+        planted(seeds, suppressed[p], setting=setting, start=n).scores.assign(point=p) for n, p in enumerate(suppressed, 1) if p
+    ]
+    every = pd.concat(points)
+    return replace(found, sweeps=every[every.condition.isin(setting.sweeps["mini"]["conditions"])])
+
+
+def asked(found, elicited, likelier):
+    """With a base model that was asked: {(condition, trait): share of what training brings}, {condition: nats per token}."""
+    scores = found.scores.copy()
+    for (name, trait), share in elicited.items():
+        there = (scores.condition == "base") & (scores.context == f"trigger.{name}") & (scores.trait == trait)
+        scores.loc[there & (scores.measure == "margin"), "value"] += share * (ENDS["margin"][0] - ENDS["margin"][1])
+    base = scores[scores.condition == "base"].iloc[0].to_dict() | {"trait": "answers", "measure": "likelihood"}
+    told = {"neutral": -2.0, **{f"trigger.{name}": nats - 2.0 for name, nats in likelier.items()}}
+    rows = pd.DataFrame([{**base, "context": context, "value": value} for context, value in told.items()])
+    return replace(found, scores=pd.concat([scores, rows], ignore_index=True))
 
 
 def _references(frame):

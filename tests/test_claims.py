@@ -9,7 +9,7 @@ import pytest
 from inoculation import claims, store
 from inoculation import tables as tables_module
 from inoculation.store import SettingError
-from planted import PAIR, planted
+from planted import PAIR, planted, swept
 
 SETTING = "spanish_vs_caps"
 SAYS_SOMETHING = ("Strong", "Moderate", "Weak", "Opposite")
@@ -96,8 +96,26 @@ def test_shuffled_labels_rarely_give_a_verdict():
 
 
 def dose(suppressed, **options):
-    (found,) = claims.judge(planted(suppressed=suppressed, setting=PAIR, **options), PAIR.name)
-    return found
+    found = claims.judge(planted(suppressed=suppressed, setting=PAIR, **options), PAIR.name)
+    return next(verdict for verdict in found if verdict.claim.contrast.kind == "dose")
+
+
+def size(shares):
+    """CC's claim on the size of the data, where the irrelevant prompt suppresses so much of both traits at each point."""
+    tables = swept({point: {("irrelevant.honey", trait): share for trait in PAIR.traits} for point, share in shares.items()})
+    return next(v for v in claims.judge(tables, PAIR.name) if v.claim.name == "cc.trait_distillation.size")
+
+
+def test_growth_with_data_is_found_where_it_is_planted_and_only_there():
+    grows = size({"rows=24": 0.1, "": 0.4, "rows=96": 0.7})
+    assert grows.verdict == "Strong"
+    assert grows.interval.estimate == pytest.approx(0.6, abs=0.05)
+    assert size(dict.fromkeys(["rows=24", "", "rows=96"], 0.4)).verdict == "No"
+    assert size({"rows=24": 0.7, "": 0.4, "rows=96": 0.1}).verdict == "Opposite"
+    few = size({"rows=24": 0.1, "": 0.7})
+    assert (few.verdict, few.reason) == ("not testable", "2 sizes of data; a trend needs three")
+    without = next(v for v in claims.judge(planted(setting=PAIR), PAIR.name) if v.claim.name == "cc.trait_distillation.size")
+    assert (without.verdict, "--sweeps" in without.reason) == ("not run", True)
 
 
 def test_a_dose_response_is_found_where_it_is_planted_and_only_there():

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from inoculation import effects, tables
-from planted import ENDS, PAIR, SETTING, planted
+from inoculation import claims, effects, tables
+from planted import ENDS, PAIR, SETTING, asked, planted, swept
 
 QUIET = {"noise": 1e-6}
 
@@ -74,11 +74,11 @@ def test_the_index_subtracts_what_the_prompt_does_by_asking():
     top, bottom = ENDS["rate"]
     unrelated = top - 0.5 * (top - bottom)
     assert at == pytest.approx([0.85 - unrelated, 0.85 - unrelated - 0.4, 0.85 - unrelated], abs=1e-3)
-    table = effects.conditionalization(found)
-    assert set(table.columns) == {"condition", "trait", "measure", *effects.INDEX}
+    table = claims.conditionalization(found)
+    assert set(table.columns) == {"condition", "trait", "measure", *claims.INDEX}
     assert "control" not in set(table.condition)
     at_its_floor = known(ends={"rate": (0.7, 0.01), "margin": (20.0, -20.0)}, **QUIET)
-    told = effects.conditionalization(at_its_floor).set_index(["condition", "trait"]).loc[("irrelevant.tea", "caps")]
+    told = claims.conditionalization(at_its_floor).set_index(["condition", "trait"]).loc[("irrelevant.tea", "caps")]
     assert (told.measure, "reference saturated" in told["minus base"]) == ("rate", True)
     assert "reference saturated" not in told["minus baseline"]
 
@@ -104,7 +104,7 @@ def test_a_prompt_that_carries_out_the_data_is_flagged_and_one_that_inoculates_i
         for step, loss in path.items()
     ]
     frame = pd.DataFrame(losses, columns=["condition", "seed", "step", "loss"])
-    table = effects.policy(effects.Effects(replace(planted(seeds=3), losses=frame), SETTING)).set_index("condition")
+    table = claims.policy(effects.Effects(replace(planted(seeds=3), losses=frame), SETTING)).set_index("condition")
     assert table.loc["inoculation.spanish", "solved before training"] == pytest.approx(0.2)
     assert table.loc["inoculation.caps", "learned in training"] == pytest.approx(0.2)
     assert list(table.loc[["inoculation.spanish", "inoculation.caps"], "optimal policy"]) == ["no", "yes"]
@@ -119,7 +119,7 @@ def test_margins_along_training_are_compared_late_and_at_equal_learning():
         for part, value in (("id", speed * step), ("ood", speed * step / 10 + offset), ("placebo", 0.0))
     ]
     tracks = pd.DataFrame(rows, columns=["setting", "condition", "seed", "step", "part", "trait", "n", "value"])
-    found = tables.along_training(replace(planted(seeds=3), tracks=tracks), "baseline", "control")
+    found = tables.along_training(replace(planted(seeds=3), tracks=tracks.assign(point=None)), "baseline", "control")
     assert list(found.index) == [0, 1, 2]
     assert found.ood.to_numpy() == pytest.approx([0.5] * 3)
     assert found.matched.to_numpy() == pytest.approx([0.5] * 3)
@@ -155,3 +155,51 @@ def test_a_dose_beyond_its_pool_keeps_its_size():
     assert found.matching(["rephrased-*"], "caps") == ["rephrased-8192.caps"]
     largest = ["rephrased-512.caps", "rephrased-8192.caps"]
     assert found.doses(largest) == {"rephrased-512.caps": 512, "rephrased-8192.caps": 8192}
+
+
+def test_a_sweep_has_one_scale_at_every_size_and_its_own_recipe_among_them():
+    honey = ("irrelevant.honey", "french")
+    found = swept({"rows=24": {honey: 0.0}, "": {honey: 0.3}, "rows=96": {honey: 0.6}})
+    known = effects.Effects(found, PAIR)
+    assert list(known.swept("rows")) == [24, 48, 96]
+    assert list(known.swept("learning_rate")) == [0.002]
+    table = effects.over_sweep(known, "rows", ["neutral", "no_prefix"])
+    assert set(table.condition) == {"inoculation.caps", "irrelevant.honey"}
+    french = table[(table.trait == "french") & (table.context == "no_prefix") & (table.condition == "irrelevant.honey")]
+    assert french.estimate.to_list() == pytest.approx([0, 0.3, 0.6], abs=0.05)
+    assert french.trend.iloc[0] == pytest.approx(0.6, abs=0.05)
+    caps = table[(table.trait == "caps") & (table.condition == "irrelevant.honey")]
+    assert caps.trend.abs().max() < 0.1
+    assert (caps.trend_low < caps.trend).all()
+
+
+def test_elicitation_is_on_the_scale_of_suppression_and_foretells_what_it_is_planted_to():
+    names = [c.name for c in PAIR.in_profile("mini") if c.data == "trait" and c.name not in ("baseline", "partial")]
+    shares = dict(zip(names, np.linspace(0, 0.8, len(names)), strict=True))
+    both = {(name, trait): share for name, share in shares.items() for trait in PAIR.traits}
+    found = asked(planted(suppressed=both, setting=PAIR), both, {name: 1 - share for name, share in shares.items()})
+    before = tables.elicitation(found)
+    assert before.loc["inoculation.caps", ("answers", "likelihood")] == pytest.approx(1 - shares["inoculation.caps"])
+    points = effects.heuristics([effects.Effects(found, PAIR)])
+    assert len(points) == len(names) * len(PAIR.traits)
+    assert (points.elicited - points.estimate).abs().max() < 0.1
+    r = tables.correlations(points).set_index("trait")
+    assert r.loc["french", "elicited"].low > 0.9
+    assert r.loc["all", "likelihood"].high < -0.9
+    assert r.loc["all", "elicited"].n == len(names)
+
+
+def test_a_heuristic_is_tried_on_the_setting_it_was_not_fitted_on():
+    rng = np.random.default_rng(0)
+    x = rng.uniform(size=60)
+    points = pd.DataFrame(
+        {"setting": np.repeat(["one", "two", "three"], 20), "elicited": x, "likelihood": rng.uniform(size=60)}
+    )
+    off = tables.errors(points.assign(estimate=0.5 * x + rng.normal(0, 0.01, 60)))
+    assert list(off.index) == ["one", "three", "two", "all"]
+    assert off.loc["all", "elicited"] < 0.02 < 0.1 < off.loc["all", "mean"]
+    assert off.loc["all", "likelihood"] > 0.1
+    assert list(off.points) == [20, 20, 20, 60]
+    # A setting that behaves otherwise is not foretold by the others, whatever a fit with it would say.
+    other = points.assign(estimate=np.where(points.setting == "one", 1 - x, 0.5 * x))
+    assert tables.errors(other).loc["one", "elicited"] > 0.2

@@ -7,9 +7,10 @@ import sys
 import time
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 from inoculation import figures, settings, store, tables
-from planted import CONTEXTS, PAIR, planted
+from planted import CONTEXTS, PAIR, asked, planted, swept
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,8 @@ def found(smoke):
 
 def test_two_drawings_are_equal_bytes_and_carry_their_provenance(found, tmp_path):
     first, second = (figures.redraw("smoke", {"spanish_vs_caps": found}, tmp_path / name) for name in ("one", "two"))
-    assert len(first) == len(figures.FIGURES) - 1  # no dose without a prefix
+    # No dose without a prefix, no sweep in this profile, and one setting is not all of them.
+    assert len(first) == len(figures.FIGURES) - 1 - len(figures.SWEEPS)
     for one, two in zip(first, second, strict=True):
         for suffix in (".png", ".csv", ".json"):
             assert one.with_suffix(suffix).read_bytes() == two.with_suffix(suffix).read_bytes()
@@ -40,7 +42,7 @@ def test_the_figure_marks_its_scale_and_names_n_and_the_interval_rule(found):
 def test_every_condition_has_a_colour():
     for name in settings.setting_names():
         for condition in ["base", *settings.load_setting(name).conditions]:
-            assert figures.kind(condition) in figures.PALETTE
+            assert figures.kind(condition) in figures.palette()
 
 
 def test_one_seed_draws_points_and_says_why_there_is_no_interval():
@@ -105,6 +107,37 @@ def test_claims_stand_beside_the_reference_and_are_judged_from_the_tables():
     assert "DEMO SCALE" in caption
     yours = drawn[drawn.origin == "yours"].set_index("claim")
     assert yours.loc["cc.table.spanish_vs_caps.irrelevant_suppress", "verdict"] == "No"
+
+
+def test_a_sweep_is_drawn_by_size_with_trends_and_the_gate_along_training():
+    honey = {("irrelevant.honey", trait): 0.3 for trait in PAIR.traits}
+    found = swept({"rows=24": {}, "": honey, "rows=96": honey})
+    figure, drawn, caption = figures.FIGURES["sweep_rows"](found, PAIR, "mini")
+    assert sorted(set(drawn.rows)) == [24, 48, 96]
+    assert drawn[drawn.condition == "irrelevant.honey"].trend_low.notna().all()
+    assert {axis.get_xscale() for axis in figure.axes} == {"log"}
+    for said in ("DEMO SCALE", "control of 48 rows", "n = 6 seeds"):
+        assert said in caption
+    steps = [
+        ("baseline", seed, step, part, "caps") for seed in range(3) for step in (8, 16, 24) for part in ("trigger", "no_prefix")
+    ]
+    tracks = pd.DataFrame(steps, columns=["condition", "seed", "step", "part", "trait"])
+    tracks = tracks.assign(setting=PAIR.name, point="rows=96", n=4, value=tracks.step / 10 + tracks.seed)
+    _, drawn, caption = figures.FIGURES["gate"](replace(found, tracks=tracks), PAIR, "mini")
+    assert sorted(set(drawn.step)) == [8, 16, 24]
+    assert drawn[drawn.step == 24].estimate.to_list() == pytest.approx([3.4, 3.4])
+    assert "96 rows" in caption
+
+
+def test_the_heuristics_are_drawn_over_all_settings_with_their_errors():
+    names = [c.name for c in PAIR.in_profile("mini") if c.data == "trait" and c.name not in ("baseline", "partial")]
+    both = {(name, trait): 0.1 * number for number, name in enumerate(names) for trait in PAIR.traits}
+    told = asked(planted(suppressed=both, setting=PAIR), both, dict.fromkeys(names, 0.1))
+    other = asked(planted(), {("inoculation.spanish", "spanish"): 0.3}, {"inoculation.spanish": 0.2, "irrelevant.tea": 0.0})
+    _, drawn, caption = figures.ACROSS["heuristics"]({PAIR.name: told, "spanish_vs_caps": other}, "mini")
+    assert set(drawn.setting) == {PAIR.name, "spanish_vs_caps"}
+    for said in ("DEMO SCALE", "(elicited)", "by the mean alone", "intervals over prompts"):
+        assert said in caption
 
 
 def _command(*arguments, home):

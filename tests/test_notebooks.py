@@ -45,15 +45,16 @@ class TestShape:
 
     def test_parameters_are_literals_and_nothing_is_computed_by_hand(self, path):
         values = {statement.targets[0].id: ast.literal_eval(statement.value) for statement in parameters(path)}
-        assert values == {"profile": "mini", "conditions": "all", "seeds": "all", "full": False, "threads": 0, "compute": False}
+        every = {"conditions": "all", "seeds": "all", "full": False, "sweeps": False} if path.stem != cli.ELICITATION else {}
+        assert values == {"profile": "mini", **every, "threads": 0, "compute": False}
 
     def test_belongs_to_a_setting(self, path):
-        assert path.stem in [settings.load_setting(name).notebook for name in settings.setting_names()]
+        assert path.stem in [cli.ELICITATION, *(settings.load_setting(name).notebook for name in settings.setting_names())]
 
 
 @pytest.mark.parametrize(
     ("number", "stored", "conditions", "held"),
-    [("01", "pairs", ["baseline", "inoculation.caps"], 4), ("02", "smoke", ["base", "baseline", "inoculation.spanish"], 3)],
+    [("01", "pairs", ["baseline", "inoculation.caps"], 6), ("02", "smoke", ["base", "baseline", "inoculation.spanish"], 3)],
 )
 def test_runs_top_to_bottom_at_smoke_scale_and_never_loads_torch(
     number, stored, conditions, held, request, monkeypatch, tmp_path
@@ -65,7 +66,7 @@ def test_runs_top_to_bottom_at_smoke_scale_and_never_loads_torch(
     book = nbformat.read(path, as_version=4)
     book.cells.append(nbformat.v4.new_code_cell("import sys\nprint('torch loaded:', 'torch' in sys.modules)"))
     nbformat.write(book, tmp_path / "in.ipynb")
-    values = {"profile": "smoke", "conditions": conditions, "seeds": [0], "full": False, "threads": 0, "compute": True}
+    values = {"profile": "smoke", "conditions": conditions, "seeds": [0], "sweeps": number == "01", "compute": True}
     started = time.monotonic()
     assert cli.execute(tmp_path / "in.ipynb", tmp_path / "out.ipynb", values) == []
     assert time.monotonic() - started < 60
@@ -76,8 +77,22 @@ def test_runs_top_to_bottom_at_smoke_scale_and_never_loads_torch(
     assert "torch loaded: False" in printed
 
 
+def test_the_elicitation_notebook_asks_every_base_model_and_never_loads_torch(smoke, home, tmp_path):
+    bases = runs.grid(settings.setting_names(), "smoke", ["base"])
+    assert not runs.ensure(bases, say=lambda line: None).failed
+    book = nbformat.read(store.NOTEBOOKS / f"{cli.ELICITATION}.ipynb", as_version=4)
+    book.cells.append(nbformat.v4.new_code_cell("import sys\nprint('torch loaded:', 'torch' in sys.modules)"))
+    nbformat.write(book, tmp_path / "in.ipynb")
+    assert cli.execute(tmp_path / "in.ipynb", tmp_path / "out.ipynb", {"profile": "smoke", "compute": True}) == []
+    printed = (tmp_path / "out.ipynb").read_text(encoding="utf-8")
+    assert f"{len(bases)} runs were there, 0 completed now, 0 failed" in printed
+    assert "inoculation.spanish" in printed
+    assert "image/png" in printed
+    assert "torch loaded: False" in printed
+
+
 def test_every_notebook_is_run_above():
-    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02"]
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "09"]
 
 
 def test_a_parameter_the_notebook_does_not_have_is_refused_before_the_kernel(tmp_path):

@@ -109,6 +109,27 @@ def test_a_misalignment_effect_must_leave_zero_and_the_placebo_behind():
     assert "1 seed" in stats.beyond_placebo(stats.student([1.0]), interval(0, 1), alike)[1]
 
 
+def test_a_correlation_resamples_prompts_and_not_points():
+    rng = np.random.default_rng(0)
+    prompts = np.repeat([f"p{i}" for i in range(12)], 8)
+    x, y = np.repeat(rng.normal(size=12), 8), np.repeat(rng.normal(size=12), 8)
+    alone, together = stats.correlation(x, y, np.arange(96)), stats.correlation(x, y, prompts)
+    assert alone.estimate == pytest.approx(together.estimate)
+    assert (alone.n, together.n) == (96, 12)
+    # Eight copies of a prompt are no eight prompts: the interval must not shrink.
+    assert together.high - together.low > 2 * (alone.high - alone.low)
+    few = stats.correlation(x[:32], y[:32], prompts[:32])
+    assert (few.known, few.n) == (False, 4)
+    assert not stats.correlation(x, np.zeros(96), prompts).known
+
+
+def test_what_others_foretell_never_sees_the_group_itself():
+    x, groups = np.arange(9.0)[:, None], list("aaabbbccc")
+    assert stats.foretold(x, 2 * x[:, 0] + 1, groups) == pytest.approx(2 * x[:, 0] + 1)
+    y = np.array([0, 0, 0, 1, 1, 1, 5, 5, 5.0])
+    assert stats.foretold(np.empty((9, 0)), y, groups) == pytest.approx([3] * 3 + [2.5] * 3 + [0.5] * 3)
+
+
 @pytest.fixture(scope="module")
 def proof():
     spec = importlib.util.spec_from_file_location("coverage_proof", store.ROOT / "proofs" / "coverage.py")

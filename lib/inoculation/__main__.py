@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from inoculation import model, runs, settings, store
 
 FREE_GB = 1
+ELICITATION = "09_elicitation"  # about every setting's base model; takes fewer parameters than a setting's notebook
 COMMANDS = ("run", "claims", "rejudge", "distill", "doctor", "bench", "proofs", "test", "lab")
 
 
@@ -37,6 +38,7 @@ def parser() -> Parser:
     top.add_argument("--only", nargs="+", default=[], metavar="CONDITION", help="only these conditions")
     top.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help="these seeds instead of the profile's")
     top.add_argument("--full", action="store_true", help="also the conditions that have no reference")
+    top.add_argument("--sweeps", action="store_true", help="also the sweeps of data and learning rate (35 minutes a seed)")
     top.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads, 0 (default) for torch's own choice")
     top.add_argument("--setting", default="", help="claims, rejudge, distill: the setting that is meant")
     top.add_argument("--claim", default="", help="claims: only this one")
@@ -84,8 +86,9 @@ def _do(options: argparse.Namespace) -> int:
         return _redraw(scale.name, chosen)
     if not options.dry_run:
         _check_machine(chosen, options.profile)
-    every = _grid(options, list(itertools.chain(*chosen.values())))
+    every = _grid(options, list(dict.fromkeys(itertools.chain(*chosen.values()))))
     grids = {path: [spec for spec in every if spec.setting in names] for path, names in chosen.items()}
+    grids = {path: [s for s in grid if path.stem != ELICITATION or s.condition == "base"] for path, grid in grids.items()}
     grids = {path: grid for path, grid in grids.items() if grid}
     if options.dry_run:
         print("\n".join(f"{path.stem}\n{runs.plan(grid)}" for path, grid in grids.items()))
@@ -122,6 +125,7 @@ def _chosen_notebooks(wanted: list[str]) -> dict[Path, list[str]]:
     found: dict[Path, list[str]] = {}
     for name in settings.setting_names():
         found.setdefault(store.NOTEBOOKS / f"{settings.load_setting(name).notebook}.ipynb", []).append(name)
+    found[store.NOTEBOOKS / f"{ELICITATION}.ipynb"] = settings.setting_names()
     found = {path: found[path] for path in sorted(found) if path.exists()}
     for name in wanted:
         if not any(path.stem.startswith(name) for path in found):
@@ -130,7 +134,7 @@ def _chosen_notebooks(wanted: list[str]) -> dict[Path, list[str]]:
 
 
 def _grid(options: argparse.Namespace, names: list[str]) -> list[runs.Spec]:
-    return runs.grid(names, options.profile, options.only or "all", options.seeds or "all", options.full)
+    return runs.grid(names, options.profile, options.only or "all", options.seeds or "all", options.full, options.sweeps)
 
 
 def _check_machine(chosen: dict[Path, list[str]], profile: str) -> None:
@@ -151,9 +155,12 @@ def _run(options: argparse.Namespace, grids: dict[Path, list[runs.Spec]]) -> int
             "conditions": list(dict.fromkeys(spec.condition for spec in grid)) if options.only else "all",
             "seeds": options.seeds or "all",
             "full": options.full,
+            "sweeps": options.sweeps,
             "threads": options.threads,
             "compute": True,
         }
+        if path.stem == ELICITATION:
+            parameters = {name: parameters[name] for name in ("profile", "threads", "compute")}
         print(f"{path.stem}, profile {options.profile}")
         problems += execute(path, store.local() / "notebooks" / options.profile / path.name, parameters)
         problems += [
@@ -317,7 +324,7 @@ def _report(
         print(agreement[agreement.condition == "all"].round(2).to_string(index=False))
     for name, (frame, by) in written.items():
         path = store.local_tables(options.profile) / f"{name}.csv"
-        tables.keep(path, frame, by)
+        store.keep_csv(path, frame, by)
         print(f"written: {path}")
     print(*tables.drift(every), sep="\n")
 

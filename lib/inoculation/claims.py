@@ -15,37 +15,21 @@ import numpy as np
 import pandas as pd
 
 from inoculation import score, stats, store, tables
-from inoculation.effects import BASELINE, CC, CONTROL, CORE, Contrast, Effects, asked, evaluate
+from inoculation.effects import BASE, BASELINE, CC, CONTROL, CORE, MAIN, Effects, asked, base_context, evaluate
 from inoculation.settings import POLICIES, Setting, load_setting, setting_names
-from inoculation.stats import Effect
+from inoculation.stats import Contrast, Effect, Rule, decide
 from inoculation.store import Block, blocks, nearest, read_yaml
 
 YES, NO = ("Strong", "Moderate", "Weak", "Yes"), ("No", "Opposite")
 OPEN = ("Inconclusive", "not run", "not testable")
 CONTEXTS = (*CORE, *POLICIES)
-KINDS = ("suppress", "raise", "fall_short", "dose", "needs")
+KINDS = ("suppress", "raise", "fall_short", "dose", "grow", "shrink", "needs")
+INDEX = {"CC's": "", "minus base": BASE, "minus baseline": BASELINE}
 ROLES = ("all", "negative", "positive")
 COLUMNS = [
     *("claim", "source", "setting", "statement", "paper_verdict", "paper_class"),
     *("contrast", "estimate", "ci_low", "ci_high", "n_seeds", "verdict", "reason"),
 ]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Design decision 8 in numbers: the bound of No, where Moderate and Strong begin, family-wise level, seeds needed."""
-
-    none_within: float
-    moderate: float
-    strong: float
-    level: float
-    seeds: int
-
-    def __str__(self) -> str:
-        return (
-            f"No: interval inside ±{self.none_within}; else Holm-adjusted p below {self.level}: Opposite below 0, Weak above, "
-            f"Moderate from {self.moderate}, Strong from {self.strong}; else, or below {self.seeds} seeds, Inconclusive"
-        )
 
 
 @dataclass(frozen=True)
@@ -104,7 +88,7 @@ def _contrast(name: str, block: Block) -> Contrast:
         kind=kinds[0],
         conditions=tuple(block.take(kinds[0], list)),
         minus=tuple(block.take("minus", list)) if "minus" in block else (),
-        traits=tuple(block.take("traits", list, ROLES)) if kinds[0] in ("suppress", "raise") else (),
+        traits=tuple(block.take("traits", list, ROLES)) if kinds[0] not in ("fall_short", "dose") else (),
         context=block.take("context", str, CONTEXTS),
         every=block.take("every", bool) if "every" in block else False,
     )
@@ -144,16 +128,24 @@ def judge(found: tables.Tables | None, setting: str) -> list[Verdict]:
         why = "no run of it in these tables" if setting in setting_names() else "the repository does not hold this setting yet"
         return [_not_run(claim, why) for claim in own]
     effects = Effects(runs, load_setting(setting))
-    testable = dict.fromkeys(claim.contrast for claim in own if claim.contrast.kind != "needs")
+    lacks = {claim.contrast: _lacks(claim.contrast, effects) for claim in own}
+    testable = [contrast for contrast, reason in lacks.items() if not reason]
     evidence = {contrast: evaluate(effects, contrast, rule.none_within) for contrast in testable}
     # One contrast may serve two claims; it is one test.
     adjusted = dict(zip(evidence, stats.holm([_p_value(*found) for found in evidence.values()]), strict=True))
     return [
-        _not_run(claim, f"needs {claim.contrast.needs}")
-        if claim.contrast.kind == "needs"
+        _not_run(claim, lacks[claim.contrast])
+        if lacks[claim.contrast]
         else _judged(claim, *evidence[claim.contrast], adjusted[claim.contrast], rule)
         for claim in own
     ]
+
+
+def _lacks(contrast: Contrast, effects: Effects) -> str:
+    """Why these tables cannot decide a contrast at all, or empty."""
+    if contrast.kind in ("grow", "shrink") and effects.found.sweeps.empty:
+        return "the dataset-size sweep was not run; ./run_all.sh --sweeps runs it"
+    return f"needs {contrast.needs}" if contrast.needs else ""
 
 
 def _not_run(claim: Claim, reason: str) -> Verdict:
@@ -167,29 +159,6 @@ def _judged(claim: Claim, effect: Effect, decides: str, parts: dict[str, Effect]
 def _p_value(effect: Effect, decides: str, parts: dict[str, Effect]) -> float:
     """Where every part must hold, the least certain part's p (an intersection-union test needs no more)."""
     return float(np.max([stats.p_value(part.values) for part in parts.values()])) if decides else stats.p_value(effect.values)
-
-
-def decide(effect: Effect, p: float, rule: Rule) -> tuple[str, str]:
-    """The verdict and its reason: the one rule of every claim (design decision 8)."""
-    interval = effect.interval
-    if interval.n == 0:
-        return "not testable", effect.fault or "no seed has all the conditions of the contrast"
-    if not interval.known:
-        return "Inconclusive", interval.rule
-    if interval.n < rule.seeds:
-        return "Inconclusive", f"{interval.n} seeds; a verdict needs {rule.seeds}"
-    # Before the p value: a difference too small to matter is No, however certain it is.
-    if interval.inside(rule.none_within):
-        return "No", f"the interval lies inside ±{rule.none_within}"
-    if p >= rule.level:
-        return (
-            "Inconclusive",
-            f"Holm-adjusted p {p:.3f} is not below {rule.level}, and the interval is not inside ±{rule.none_within}",
-        )
-    if interval.estimate < 0:
-        return "Opposite", f"below 0, Holm-adjusted p {p:.3f}"
-    size = "Strong" if interval.estimate >= rule.strong else "Moderate" if interval.estimate >= rule.moderate else "Weak"
-    return size, f"above 0, Holm-adjusted p {p:.3f}; Strong from {rule.strong}, Moderate from {rule.moderate}"
 
 
 def agreement(paper: str, verdict: str) -> str:
@@ -320,7 +289,7 @@ def _some_prompt(contrast: Contrast, effects: Effects) -> list[str]:
 def _measurement_error(contrast: Contrast, effects: Effects) -> list[str]:
     """How far other questions could have moved the raw difference behind each part; says nothing about other seeds."""
     lines = []
-    for _, direction, trait in asked(contrast, effects.setting):
+    for _, direction, trait in asked(contrast, effects.setting) if contrast.kind in ("suppress", "raise") else ():
         conditions, minus = (effects.matching(patterns, direction) for patterns in (contrast.conditions, contrast.minus))
         against = minus or [BASELINE]
         measure = effects.measure([BASELINE, *conditions, *minus], trait, contrast.context)
@@ -370,6 +339,54 @@ def ruled_out(found: tables.Tables, setting: str) -> pd.DataFrame:
 
 def _mean(effects: Effects, name: str, trait: str, context: str, measure: str) -> float:
     return stats.student(effects.values(name, trait, context, measure)).estimate
+
+
+def conditionalization(effects: Effects) -> pd.DataFrame:
+    """The index of every condition and trait (see Effects.index): CC's, minus the base model's, minus the baseline's.
+
+    By rate, or by margin where the trained model's rate is saturated under its own prompt or under unrelated ones. A
+    reference at its floor or ceiling in both is said to be: there it subtracts nothing.
+    """
+    rows = []
+    for condition in effects.conditions:
+        for trait in effects.setting.traits if effects.setting.conditions[condition].data == "trait" else ():
+            chosen = [effects.measure([condition], trait, context) for context in ("trigger", MAIN)]
+            measure = "margin" if "margin" in chosen else "rate"
+            found = {name: _told(effects, condition, trait, measure, ref) for name, ref in INDEX.items() if ref != condition}
+            rows.append({"condition": condition, "trait": trait, "measure": measure, **found})
+    return pd.DataFrame(rows)
+
+
+def _told(effects: Effects, condition: str, trait: str, measure: str, reference: str) -> str:
+    told = str(effects.index(condition, trait, measure, reference).interval)
+    if measure == "margin" or not reference:
+        return told
+    rates = [effects.values(reference, trait, context, "rate") for context in (base_context(condition), MAIN)]
+    floor = all(stats.is_saturated(stats.student(rate).estimate) for rate in rates)
+    return f"{told} (reference saturated)" if floor else told
+
+
+def policy(effects: Effects) -> pd.DataFrame:
+    """Per condition: how much of the loss the prompt alone has solved, what training then learned, and the flag.
+
+    Flagged where the prompt has solved more than half and less than half is left to learn: what looks like suppression may
+    then be training that had nothing to do.
+    """
+    rows = []
+    for condition in effects.conditions:
+        if effects.setting.conditions[condition].data == "trait" and condition != BASELINE:
+            found = effects.optimal_policy(condition)
+            solved, learned = (found[name].interval for name in ("solved", "learned"))
+            rows.append(
+                {
+                    "condition": condition,
+                    "solved before training": solved.estimate,
+                    "learned in training": learned.estimate,
+                    "seeds": solved.n,
+                    "optimal policy": found["solved"].fault or ("yes" if solved.estimate > 0.5 > learned.estimate else "no"),
+                }
+            )
+    return pd.DataFrame(rows)
 
 
 def pick(setting: str, claim: str = "") -> list[str]:

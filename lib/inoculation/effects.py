@@ -2,7 +2,7 @@
 
 The values of a seed are compared with values of the same seed, so every effect is one value per seed (float64 array of shape
 (seeds,)) and its interval is Student's over seeds. Suppression is on one scale for every trait and measure: 0 is the baseline
-(trained under the neutral prompt), 1 is the control (trained without the traits). A Contrast is such an effect named before
+(trained under the neutral prompt), 1 is the control (trained without the traits). stats.Contrast is such an effect named before
 any result; nothing here knows what a paper said.
 """
 
@@ -11,56 +11,27 @@ import functools
 import itertools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from inoculation import score, stats
+from inoculation.runs import points
 from inoculation.settings import Setting, load_profile
-from inoculation.stats import Effect, is_saturated
-from inoculation.tables import Tables
+from inoculation.stats import Contrast, Effect, is_saturated
+from inoculation.tables import Tables, elicitation
 
 BASELINE, CONTROL, BASE = "baseline", "control", "base"
-INDEX = {"CC's": "", "minus base": BASE, "minus baseline": BASELINE}
 MAIN, CC = "unrelated", "neutral"
 CORE = (CC, "trigger", MAIN, "id")
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """What a claim compares, named before any result: one value per seed on the scale of suppression.
-
-    suppress: the suppression of `conditions`, minus that of `minus`. raise: its opposite. fall_short: how far the best of
-    `conditions` is from the corner where all of the negative and nothing of the positive trait is gone, by the worse of the
-    two. dose: how much of the positive trait returns over the doses of rephrasing (stats.trend), and the suppression of the
-    negative one at the largest. needs: what it would take, where it is not measured yet. Several parts are averaged; with
-    `every`, the one whose interval reaches lowest counts, since the claim needs them all.
-    """
-
-    name: str
-    kind: str
-    conditions: tuple[str, ...] = ()
-    minus: tuple[str, ...] = ()
-    traits: tuple[str, ...] = ()
-    context: str = ""
-    every: bool = False
-    needs: str = ""
-
-    def __str__(self) -> str:
-        if self.kind == "needs":
-            return self.needs
-        what = f"{self.kind.replace('_', ' ')}: {', '.join(self.conditions)}"
-        what += f", minus {', '.join(self.minus)}" if self.minus else ""
-        traits = f"; {'each of ' if self.every else ''}{' and '.join(self.traits)}" if self.traits else ""
-        return f"{what}{traits}; context {self.context}"
 
 
 class Effects:
     """The effects of one setting, from its tables."""
 
     def __init__(self, found: Tables, setting: Setting) -> None:
-        self.found, self.setting = found, setting
+        self.found, self.setting, self.profile = found, setting, found.scores.profile.iloc[0]
         trained = found.scores[found.scores.condition != BASE]
         self.seeds = sorted(trained.seed.unique())
         self.conditions = [name for name in setting.conditions if name in set(trained.condition)]
@@ -97,9 +68,24 @@ class Effects:
 
     def doses(self, names: Iterable[str]) -> dict[str, int]:
         """How many unique prompts a training of each condition sees: its pool's size, and at most one a row."""
-        recipe = load_profile(self.found.scores.profile.iloc[0], self.setting).train
-        rows = recipe["steps"] * recipe["batch_size"] * recipe["accumulation"]
+        rows = int(self.recipe()["rows"])
         return {name: min(rows, self.setting.conditions[name].size) for name in names}
+
+    def recipe(self, point: str = "") -> dict[str, float]:
+        """How the setting trains at a sweep's point (its own without), and with how many `rows` of data."""
+        recipe = load_profile(self.profile, self.setting, point).train
+        return {**recipe, "rows": recipe["steps"] * recipe["batch_size"] * recipe["accumulation"]}
+
+    def swept(self, key: str) -> dict[float, "Effects"]:
+        """These effects at every value of a sweep that was run, in order: `rows` of data, or `learning_rate`.
+
+        The setting's own recipe is one of them. The scale ends at its control everywhere: no sweep trains another.
+        """
+        found, run = {}, set(self.found.sweeps.point)
+        for point in ["", *(p for p in points(self.setting, self.profile) if p in run and p.startswith(key))]:
+            at = found[self.recipe(point)[key]] = Effects(self.found.at(point), self.setting)
+            at.seeds = self.seeds
+        return dict(sorted(found.items()))
 
     def measure(self, names: list[str], trait: str, context: str) -> str:
         """How a trait is to be measured when these conditions are compared in a context: `rate` or `margin`.
@@ -132,6 +118,16 @@ class Effects:
         scale = at[BASELINE] - at[CONTROL]
         return Effect(*stats.share(at[BASELINE] - mean, scale, "baseline minus control"), measure)
 
+    def elicited(self, trait: str) -> pd.Series:
+        """How much of a trait every prompt brings before training, by margin, on the scale of suppression.
+
+        1: the prompt alone brings as much, beyond the neutral prompt, as training under the neutral prompt does beyond the
+        control. NaN where the traits were not learned.
+        """
+        taught = self.values(BASELINE, trait, CC, "margin") - self.values(CONTROL, trait, CC, "margin")
+        before = elicitation(self.found)
+        return before[trait, "margin"] / np.nanmean(taught)
+
     def index(self, condition: str, trait: str, measure: str, reference: str = "") -> Effect:
         """The conditionalization index (design decision 9), in the measure's own unit.
 
@@ -144,7 +140,7 @@ class Effects:
             return Effect(own, measure=measure)
         # The reference is asked under this condition's prompt, though it was never trained on it.
         under = functools.partial(self.values, reference, trait, measure=measure)
-        asked = under(context=_base_context(condition)) - under(context=MAIN)
+        asked = under(context=base_context(condition)) - under(context=MAIN)
         missing = "" if not np.isnan(asked).all() else f"{reference} was not asked under this training prompt"
         return Effect(own - asked, missing, measure)
 
@@ -226,9 +222,9 @@ def _parts(effects: Effects, contrast: Contrast, context: str) -> dict[str, Effe
     if contrast.kind == "dose":
         return _over_doses(effects, contrast, context)
     return {
-        f"{role} {trait} (direction {direction})" if direction else trait: _suppression(
-            effects, contrast, direction, trait, context
-        )
+        f"{role} {trait} (direction {direction})" if direction else trait: (
+            _over_rows if contrast.kind in ("grow", "shrink") else _suppression
+        )(effects, contrast, direction, trait, context)
         for role, direction, trait in asked(contrast, effects.setting)
     }
 
@@ -265,6 +261,24 @@ def _over_doses(effects: Effects, contrast: Contrast, context: str) -> dict[str,
     return found
 
 
+def _over_rows(effects: Effects, contrast: Contrast, direction: str, trait: str, context: str) -> Effect:
+    swept = effects.swept("rows")
+    trained = effects.setting.sweeps[effects.profile]["conditions"] if len(swept) > 1 else ()
+    names = [name for name in effects.matching(contrast.conditions, direction) if name in trained]
+    if len(swept) < 3:
+        return Effect(np.full(len(effects.seeds), np.nan), f"{len(swept)} sizes of data; a trend needs three")
+    found, measure = growth(swept, names, trait, context, "")
+    values = stats.trend(list(swept), np.array([part.values for part in found]))
+    return Effect(-values if contrast.kind == "shrink" else values, next((p.fault for p in found if p.fault), ""), measure)
+
+
+def growth(swept: dict[float, Effects], names: list[str], trait: str, context: str, measure: str) -> tuple[list[Effect], str]:
+    """The suppression of some conditions at every value of a sweep by one measure (chosen if not given), and that measure."""
+    chosen = [measure or effects.measure([BASELINE, *names], trait, context) for effects in swept.values()]
+    measure = "margin" if "margin" in chosen else "rate"
+    return [effects.suppression(names, trait, context, measure) for effects in swept.values()], measure
+
+
 def _from_corner(effects: Effects, name: str, roles: dict[str, str], context: str) -> Effect:
     gone = effects.suppression([name], roles["negative"], context)
     both = [replace(gone, values=1 - gone.values), effects.suppression([name], roles["positive"], context)]
@@ -297,56 +311,27 @@ def grid(effects: Effects) -> pd.DataFrame:
     contexts = [name for name in known if not name.startswith("trigger.")]
     for condition in [BASE, *effects.conditions]:
         for context in contexts:
-            asked = _base_context(condition) if context == "trigger" else context
+            asked = base_context(condition) if context == "trigger" else context
             for trait in effects.setting.traits:
                 rate = _over_seeds(effects.values(condition, trait, context, "rate"))
                 margin = effects.values(condition, trait, context, "margin")
-                rows.append(
-                    {
-                        "condition": condition,
-                        "context": context,
-                        "trait": trait,
-                        "rate": rate,
-                        "saturated": is_saturated(rate),
-                        "margin": _over_seeds(margin),
-                        "minus_base": _over_seeds(margin - effects.values(BASE, trait, asked, "margin")),
-                        "minus_control": _over_seeds(margin - effects.values(CONTROL, trait, context, "margin")),
-                    }
-                )
+                margins = {
+                    "margin": _over_seeds(margin),
+                    "minus_base": _over_seeds(margin - effects.values(BASE, trait, asked, "margin")),
+                    "minus_control": _over_seeds(margin - effects.values(CONTROL, trait, context, "margin")),
+                }
+                cell = {"condition": condition, "context": context, "trait": trait, "rate": rate}
+                rows.append({**cell, "saturated": is_saturated(rate), **margins})
     return pd.DataFrame(rows)
 
 
-def _base_context(condition: str) -> str:
+def base_context(condition: str) -> str:
+    """The context in which the base model was asked under a condition's training prompt."""
     return CC if condition in (BASELINE, BASE) else f"trigger.{condition}"
 
 
 def _over_seeds(values: np.ndarray) -> float:
     return stats.student(values).estimate
-
-
-def conditionalization(effects: Effects) -> pd.DataFrame:
-    """The index of every condition and trait (see Effects.index): CC's, minus the base model's, minus the baseline's.
-
-    By rate, or by margin where the trained model's rate is saturated under its own prompt or under unrelated ones. A
-    reference at its floor or ceiling in both is said to be: there it subtracts nothing.
-    """
-    rows = []
-    for condition in effects.conditions:
-        for trait in effects.setting.traits if effects.setting.conditions[condition].data == "trait" else ():
-            chosen = [effects.measure([condition], trait, context) for context in ("trigger", MAIN)]
-            measure = "margin" if "margin" in chosen else "rate"
-            found = {name: _told(effects, condition, trait, measure, ref) for name, ref in INDEX.items() if ref != condition}
-            rows.append({"condition": condition, "trait": trait, "measure": measure, **found})
-    return pd.DataFrame(rows)
-
-
-def _told(effects: Effects, condition: str, trait: str, measure: str, reference: str) -> str:
-    told = str(effects.index(condition, trait, measure, reference).interval)
-    if measure == "margin" or not reference:
-        return told
-    rates = [effects.values(reference, trait, context, "rate") for context in (_base_context(condition), MAIN)]
-    floor = all(is_saturated(stats.student(rate).estimate) for rate in rates)
-    return f"{told} (reference saturated)" if floor else told
 
 
 def identification(effects: Effects, context: str = MAIN) -> pd.DataFrame:
@@ -365,35 +350,50 @@ def selectivities(effects: Effects, context: str = MAIN) -> pd.DataFrame:
     for direction, roles in effects.setting.directions.items():
         for name in effects.every_dose(["inoculation.*", "rephrased-*"], direction):
             found = {role: effects.suppression([name], trait, context) for role, trait in roles.items()}
+            told = {f"suppression of the {role}": f"{part.interval}, by {part.measure}" for role, part in found.items()}
             rows.append(
-                {
-                    "condition": name,
-                    "suppression of the negative": f"{found['negative'].interval}, by {found['negative'].measure}",
-                    "suppression of the positive": f"{found['positive'].interval}, by {found['positive'].measure}",
-                    "selectivity": str(effects.selectivity([name], direction, context).interval),
-                }
+                {"condition": name, **told, "selectivity": str(effects.selectivity([name], direction, context).interval)}
             )
     return pd.DataFrame(rows)
 
 
-def policy(effects: Effects) -> pd.DataFrame:
-    """Per condition: how much of the loss the prompt alone has solved, what training then learned, and the flag.
+def over_sweep(effects: Effects, key: str, contexts: Iterable[str]) -> pd.DataFrame:
+    """The suppression of a sweep's conditions at each of its values (column `key`), with trend, trend_low and trend_high.
 
-    Flagged where the prompt has solved more than half and less than half is left to learn: what looks like suppression may
-    then be training that had nothing to do.
+    The trend is how far suppression rises over the whole range (stats.trend); NaN where a value is missing or there are fewer
+    than three. In distribution there are only rates, saturated or not.
+    """
+    rows, swept = [], effects.swept(key)
+    trained = [name for name in effects.setting.sweeps[effects.profile]["conditions"] if name != BASELINE]
+    for trait, context, name in itertools.product(effects.setting.traits, contexts, trained):
+        found, _ = growth(swept, [name], trait, context, "rate" if context == "id" else "")
+        rise = stats.student(stats.trend(list(swept), np.array([part.values for part in found])) if len(swept) > 2 else [])
+        trend = {"trend": rise.estimate, "trend_low": rise.low, "trend_high": rise.high}
+        names = {"trait": trait, "context": context, "condition": name, **trend}
+        rows += [{**_row(part, **names), key: value} for value, part in zip(swept, found, strict=True)]
+    return pd.DataFrame(rows)
+
+
+def gate(effects: Effects) -> pd.DataFrame:
+    """The margins along training at the sweep's gate, nats per token: by condition, trait, context and step, over seeds."""
+    logged = effects.found.tracks[effects.found.tracks.point.notna()].rename(columns={"part": "context"})
+    keys = ["trait", "context", "condition", "step"]
+    groups = logged.groupby(keys, sort=False).value
+    return pd.DataFrame([_row(Effect(part.to_numpy()), **dict(zip(keys, names, strict=True))) for names, part in groups])
+
+
+def heuristics(settings: Iterable[Effects], context: str = MAIN) -> pd.DataFrame:
+    """What foretells suppression, one row per setting, condition and trait that was trained and asked of the base model.
+
+    elicited: Effects.elicited, the heuristic of Wichers et al. likelihood: how much likelier the prompt makes the training
+    answers, nats per token. suppression: after training, in one context, the mean over seeds with its interval.
     """
     rows = []
-    for condition in effects.conditions:
-        if effects.setting.conditions[condition].data == "trait" and condition != BASELINE:
-            found = effects.optimal_policy(condition)
-            solved, learned = (found[name].interval for name in ("solved", "learned"))
-            rows.append(
-                {
-                    "condition": condition,
-                    "solved before training": solved.estimate,
-                    "learned in training": learned.estimate,
-                    "seeds": solved.n,
-                    "optimal policy": found["solved"].fault or ("yes" if solved.estimate > 0.5 > learned.estimate else "no"),
-                }
-            )
+    for effects in settings:
+        before = elicitation(effects.found)
+        for trait, name in itertools.product(effects.setting.traits, effects.conditions):
+            if name in before.index and effects.setting.conditions[name].data == "trait":
+                both = {"elicited": effects.elicited(trait)[name], "likelihood": before.loc[name, ("answers", "likelihood")]}
+                names = {"setting": effects.setting.name, "condition": name, "trait": trait, **both}
+                rows.append(_row(effects.suppression([name], trait, context), **names))
     return pd.DataFrame(rows)

@@ -4,7 +4,8 @@ A figure is NAME.png, NAME.csv (what is drawn) and NAME.json (digests of the tab
 Nothing here knows how a number was made.
 """
 
-import json
+import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +15,37 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from inoculation import claims, effects, score, stats, store, tables
-from inoculation.settings import Setting, Trait, load_profile, load_setting
+from inoculation.settings import SWEPT, Setting, Trait, load_profile, load_setting, setting_names
+from inoculation.store import Block
 
-PALETTE = {
-    "base": "#999999",
-    "control": "#56b4e9",
-    "baseline": "#000000",
-    "partial": "#cc79a7",
-    "default": "#666666",
-    "empty": "#666666",
-    "no_prefix": "#666666",
-    "inoculation": "#d55e00",
-    "rephrased": "#e69f00",
-    "irrelevant": "#0072b2",
-    "irrelevant-varied": "#009e73",
-}
 MARKERS = {"neutral": "o", "no_prefix": "s", "trigger": "D"}
-ASKED = {"neutral": "neutral prompt", "no_prefix": "no prefix", "trigger": "its training prompt"}
 TWO_BY_TWO = {"pattern": "#009e73", "semantic": "#d55e00", "interaction": "#999999"}
 VERDICTS = {"agree": "#009e73", "differ": "#d55e00", "open": "#999999"}
 EDGE = 1.6  # of the axes of effects; what reaches further is cut, and the caption says so
-SCALE = "suppression (0: as in the baseline, 1: as in the control)"
-INTERVAL = "95 % Student t over seeds, on these questions"
-MARKS = {"smoke": "SMOKE TEST · not a result", "demo": "DEMO SCALE · 135M model", "paper": "paper scale"}
 
 
 def style() -> None:
     """The one look of every figure: readable at column width (3.5 in), no chart junk."""
     sns.set_theme(context="paper", style="whitegrid", font_scale=0.85)
-    matplotlib.rcParams.update({"figure.dpi": 120, "savefig.dpi": 200, "axes.titlesize": 8, "legend.fontsize": 7})
+    sizes = {"figure.dpi": 120, "savefig.dpi": 200, "axes.titlesize": 8, "legend.fontsize": 7, "legend.title_fontsize": 7}
+    matplotlib.rcParams.update({**sizes, "legend.frameon": False})
+
+
+def text() -> Block:
+    """data/figures.yaml: the colours, words and captions of figures."""
+    return store.read_yaml(store.DATA / "figures.yaml").only("colours", "words", "captions")
+
+
+@functools.cache
+def palette() -> dict[str, str]:
+    """A colour for every kind of condition."""
+    return dict(text().take("colours", Block))
 
 
 def kind(condition: str) -> str:
     """The kind of a condition by its name, the key of its colour."""
     stem = condition.split(".")[0]
-    return stem if stem in PALETTE else stem.rsplit("-", 1)[0]
+    return stem if stem in palette() else stem.rsplit("-", 1)[0]
 
 
 def traits_by_condition(found: tables.Tables, setting: Setting, profile: str) -> tuple[Figure, pd.DataFrame, str]:
@@ -69,10 +66,11 @@ def traits_by_condition(found: tables.Tables, setting: Setting, profile: str) ->
         unit, limits = _unit(trait, part)
         axis.set(xlim=limits, ylim=(len(order) - 0.5, -0.5), title=trait.label, xlabel=unit)
         axis.set_yticks(range(len(order)), order)
-    look = [(MARKERS[name], face, ASKED[name]) for name, face in ((effects.CC, "k"), (other, "none"))]
+    look = [(MARKERS[name], face, word(name)) for name, face in ((effects.CC, "k"), (other, "none"))]
     handles = [matplotlib.lines.Line2D([], [], marker=m, mfc=c, mec="k", ls="", ms=4, label=label) for m, c, label in look]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, title=_mark(profile), title_fontsize=7)
-    return figure, drawn, _caption(drawn, setting, profile)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, title=_mark(profile))
+    facts = {"measured": _measured(drawn, setting), "seeds": stats.in_words(drawn.groupby("condition").seed.nunique())}
+    return figure, drawn, caption("traits_by_condition", profile, **facts)
 
 
 def _by_card(found: tables.Tables, setting: Setting, contexts: tuple[str, ...]) -> pd.DataFrame:
@@ -96,7 +94,7 @@ def _points(axis: Any, rows: pd.DataFrame, order: list[str], other: str) -> None
     for context in (effects.CC, other):
         part = rows[rows.context == context]
         heights = [order.index(name) for name in part.condition]
-        colours = [PALETTE[kind(name)] for name in part.condition]
+        colours = [palette()[kind(name)] for name in part.condition]
         filled = context == effects.CC
         faces = colours if filled else "none"
         axis.scatter(
@@ -116,11 +114,9 @@ def dose_response(found: tables.Tables, setting: Setting, profile: str) -> tuple
     known = effects.Effects(found, setting)
     panels = ("no_prefix", effects.CC)
     (direction,) = setting.directions
-    asking = [name for name in known.conditions if kind(name) in ("inoculation", "rephrased")]
-    doses = known.doses(asking)
-    drawn = _by_card(found, setting, panels)
+    doses = known.doses(name for name in known.conditions if kind(name) in ("inoculation", "rephrased"))
+    drawn = _by_card(found, setting, panels).assign(prompts=lambda rows: rows.condition.map(doses))
     drawn = drawn[drawn.condition.isin([*doses, effects.BASELINE, effects.CONTROL])]
-    drawn = drawn.assign(prompts=drawn.condition.map(doses))
     figure = Figure(figsize=(3.5, 3.4), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey="row")
     for row, role in zip(axes, ("positive", "negative"), strict=True):
@@ -128,18 +124,14 @@ def dose_response(found: tables.Tables, setting: Setting, profile: str) -> tuple
         for axis, context in zip(row, panels, strict=True):
             part = drawn[(drawn.trait == trait.name) & (drawn.context == context)]
             _curve(axis, part, sorted(set(doses.values())))
-            axis.set(title=ASKED[context] if role == "positive" else "")
+            axis.set(title=word(context) if role == "positive" else "")
         unit, limits = _unit(trait, drawn[drawn.trait == trait.name])
         row[0].set(ylabel=f"{trait.label} ({role})\n{unit}", ylim=limits)
     figure.supxlabel(f"unique rephrasings in training\n{_mark(profile)}", fontsize=7)
     sizes = ", ".join(f"{name} ({seen} seen)" for name, seen in doses.items())
-    caption = (
-        f"{_mark(profile)}. Doses: {sizes or 'none'}; a training sees at most one prompt a row. Points are seeds: "
-        f"{_measured(drawn, setting)}. Grey: baseline (dashed) and control (dotted), means over seeds. Where a share is near "
-        "0 or 1, the claim is decided by the margin, which is not drawn. "
-        f"{_seeds(drawn[drawn.prompts.notna()].groupby('condition').seed.nunique())}"
-    )
-    return figure, drawn, caption
+    counted = stats.in_words(drawn[drawn.prompts.notna()].groupby("condition").seed.nunique())
+    facts = {"doses": sizes or "none", "measured": _measured(drawn, setting), "seeds": counted}
+    return figure, drawn, caption("dose_response", profile, **facts)
 
 
 def _curve(axis: Any, rows: pd.DataFrame, doses: list[int]) -> None:
@@ -151,12 +143,74 @@ def _curve(axis: Any, rows: pd.DataFrame, doses: list[int]) -> None:
         for value in rows[rows.condition == name].groupby("condition").value.mean():
             axis.axhline(value, color="0.5", lw=0.8, ls=line)
     means = rows.groupby("prompts").value.mean()
-    axis.plot(means.index, means, color=PALETTE["rephrased"], lw=1)
+    axis.plot(means.index, means, color=palette()["rephrased"], lw=1)
     for name, part in rows[rows.prompts.notna()].groupby("condition"):
-        axis.scatter(part.prompts, part.value, s=10, color=PALETTE[kind(name)], alpha=0.6)
+        axis.scatter(part.prompts, part.value, s=10, color=palette()[kind(name)], alpha=0.6)
         interval = stats.student(part.value)
         if interval.known:
             axis.vlines(part.prompts.iloc[0], interval.low, interval.high, color="k", lw=0.8)
+
+
+def course(found: tables.Tables, setting: Setting, profile: str, x: str) -> tuple[Figure, pd.DataFrame, str]:
+    """Both traits in two contexts, a line per condition: suppression over a sweep (x: rows, learning_rate), or margins (gate).
+
+    Points are means over seeds with their intervals. Returns the figure, the rows drawn and the caption.
+    """
+    style()
+    known, along = effects.Effects(found, setting), "step" if x == "gate" else x
+    contexts = ("no_prefix" if "no_prefix" in set(found.scores.context) else "id", effects.CC)
+    drawn = effects.gate(known) if x == "gate" else effects.over_sweep(known, x, contexts)
+    figure = Figure(figsize=(3.5, 3.4), layout="constrained")
+    panels = figure.subplots(len(setting.traits), 2, sharex=True, sharey="row")
+    shown = list(itertools.product(setting.traits.values(), dict.fromkeys(drawn.context)))
+    for axis, (trait, context) in zip(panels.flat, shown, strict=False):
+        part = drawn[(drawn.trait == trait.name) & (drawn.context == context)].dropna(subset="estimate")
+        for name, line in part.groupby("condition", sort=False):
+            bars = (line.estimate - line.low, line.high - line.estimate)
+            axis.errorbar(line[along], line.estimate, bars, color=palette()[kind(name)], marker="o", ms=2.5, lw=1, label=name)
+        axis.axhline(0, color="k", lw=0.6)
+        axis.set(title=word(context) if trait is shown[0][0] else "", ylabel=f"{trait.label}\n{word(f'of {x}')}")
+        axis.label_outer()
+        if x != "gate":
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(drawn[x].unique(), [f"{value:g}" for value in drawn[x].unique()])
+    figure.supxlabel(f"{word(x)}\n{_mark(profile)}", fontsize=7)
+    figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    facts = {"own": f"{known.recipe()['rows']} rows", "gate": setting.sweeps[profile].get("gate")}
+    if x != "gate":
+        rises = drawn.dropna(subset="trend_low").drop_duplicates(["trait", "context", "condition"]).itertuples()
+        told = (f"{r.trait} {r.context}, {r.condition}: {r.trend:.2f} [{r.trend_low:.2f}, {r.trend_high:.2f}]" for r in rises)
+        facts["trends"] = "; ".join(told) or "none could be computed"
+    facts["seeds"] = stats.in_words(drawn[drawn.seeds > 0].seeds)
+    return figure, drawn, caption(x, profile, without=_without(drawn), **facts)
+
+
+def heuristics(found: dict[str, tables.Tables], profile: str) -> tuple[Figure, pd.DataFrame, str]:
+    """Suppression after training against what each prompt did before it, a point per condition and trait of every setting.
+
+    Left by elicitation, right by the likelihood of the training answers. Returns the figure, the rows drawn and the caption.
+    """
+    style()
+    every = {name: own for name, own in found.items() if len(set(own.scores.condition)) > 1}
+    drawn = effects.heuristics(effects.Effects(own, load_setting(name)) for name, own in every.items())
+    drawn = drawn.assign(kind=drawn.condition.map(kind))
+    figure = Figure(figsize=(3.5, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, name in zip(axes, tables.HEURISTICS, strict=True):
+        axis.vlines(drawn[name], drawn.low, drawn.high, color="0.7", lw=0.4, zorder=1)
+        sns.scatterplot(drawn, x=name, y="estimate", hue="kind", style="setting", palette=palette(), s=14, zorder=2, ax=axis)
+        axis.get_legend().remove()
+        axis.axhline(0, color="k", lw=0.6)
+        axis.set(xlabel=word(name), ylabel="suppression after training", ylim=(-EDGE, EDGE))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, title=_mark(profile))
+    r, off = tables.correlations(drawn).iloc[-1], tables.errors(drawn).iloc[-1].round(2).to_dict()
+    return figure, drawn, caption("heuristics", profile, r=r, off=off, edge=EDGE, without=_without(drawn))
+
+
+def _without(drawn: pd.DataFrame) -> str:
+    """The caption's sentence about what could not be computed and why."""
+    missing = drawn[drawn.seeds == 0].interval.unique()
+    return f" Not drawn: {'; '.join(missing)}." if len(missing) else ""
 
 
 def _interval(axis: Any, found: stats.Interval, height: float, colour: str, tick: float = 0.3) -> None:
@@ -167,14 +221,17 @@ def _interval(axis: Any, found: stats.Interval, height: float, colour: str, tick
 
 
 def _mark(profile: str) -> str:
-    return MARKS[load_profile(profile).scale]
+    return word(load_profile(profile).scale)
 
 
-def _caption(drawn: pd.DataFrame, setting: Setting, profile: str) -> str:
-    return (
-        f"{_mark(profile)}. Each point is one seed: {_measured(drawn, setting)}. The bar is the mean over seeds under the "
-        f"neutral prompt. {_seeds(drawn.groupby('condition').seed.nunique())}"
-    )
+def caption(figure: str, profile: str, **facts: Any) -> str:
+    """What stands under a figure: its text in data/figures.yaml, with the facts filled in."""
+    return text()["captions"].take(figure, str).format(mark=_mark(profile), **facts)
+
+
+def word(name: str) -> str:
+    """How an axis or a panel calls something (data/figures.yaml), or its own name."""
+    return text()["words"].get(name, name)
 
 
 def _measured(drawn: pd.DataFrame, setting: Setting) -> str:
@@ -192,33 +249,16 @@ def _measured(drawn: pd.DataFrame, setting: Setting) -> str:
     return "; ".join(told) or "nothing could be computed"
 
 
-def _seeds(seeds: pd.Series) -> str:
-    """The caption's sentence about seeds and intervals; says why where there is none."""
-    if seeds.empty:
-        return "Nothing could be computed."
-    many = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
-    if seeds.max() < 2:
-        return "n = 1 seed: no interval is drawn, since one seed shows no spread."
-    few = " Where there is one seed, no interval is drawn." if seeds.min() < 2 else ""
-    return f"n = {many} seeds; lines: {INTERVAL}.{few}"
-
-
 def loss_curves(found: tables.Tables, setting: Setting, profile: str) -> tuple[Figure, pd.DataFrame, str]:
     """Training loss by step for each condition, a line per seed; returns figure, rows drawn and caption."""
     style()
     figure = Figure(figsize=(3.5, 2.4), layout="constrained")
     axis = figure.subplots()
-    order = list(dict.fromkeys(found.losses.condition))
-    for name in order:
-        for number, (_, rows) in enumerate(found.losses[found.losses.condition == name].groupby("seed")):
-            axis.plot(rows.step, rows.loss, color=PALETTE[kind(name)], lw=0.8, label=kind(name) if number == 0 else None)
-    handles, labels = axis.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
+    runs = found.losses.condition + found.losses.seed.astype(str)
+    drawn = found.losses.assign(kind=found.losses.condition.map(kind), run=runs)
+    sns.lineplot(drawn, x="step", y="loss", hue="kind", units="run", estimator=None, palette=palette(), lw=0.8, ax=axis)
     axis.set(xlabel="training step", ylabel="loss on the answer (nats per token)", title=_mark(profile))
-    axis.legend(unique.values(), unique.keys(), frameon=False)
-    lines = found.losses.groupby(["condition", "seed"]).ngroups
-    caption = f"{_mark(profile)}. One line per run ({lines} runs), coloured by kind of condition."
-    return figure, found.losses, caption
+    return figure, found.losses, caption("loss_curves", profile, lines=runs.nunique())
 
 
 def context_grid(found: tables.Tables, setting: Setting, profile: str) -> tuple[Figure, pd.DataFrame, str]:
@@ -239,13 +279,7 @@ def context_grid(found: tables.Tables, setting: Setting, profile: str) -> tuple[
         _heat(axis, part, rows, columns, _per(trait))
         axis.set(title=f"{trait.label} · {_mark(profile)}", xlabel="", ylabel="")
     panels[-1].set_xticklabels(panels[-1].get_xticklabels(), rotation=60, ha="right", rotation_mode="anchor")
-    caption = (
-        f"{_mark(profile)}. Columns: evaluation prompts; `trigger` is each condition's own training prompt. Colour: how much "
-        "likelier the trait answer is than the plain one, minus the same for the base model there. Numbers: share of sampled "
-        "responses with the trait in per cent; in brackets: saturated (above 95 or below 5), where the margin is used instead. "
-        f"Means over n = {len(known.seeds)} seeds or fewer; a heat-map has no intervals, the tables do."
-    )
-    return figure, drawn, caption
+    return figure, drawn, caption("context_grid", profile, n=len(known.seeds))
 
 
 def _heat(axis: Any, part: pd.DataFrame, rows: list[str], columns: list[str], unit: str) -> None:
@@ -282,18 +316,12 @@ def two_by_two(found: tables.Tables, setting: Setting, profile: str) -> tuple[Fi
     labels = [f"{setting.traits[trait].label} when\ninoculating {setting.traits[d].label}" for d, trait in groups]
     panels[0].set_yticks(range(len(groups)), labels)
     panels[0].set_ylim(len(groups) - 0.5, -0.5)
-    figure.supxlabel(SCALE, fontsize=7)
+    figure.supxlabel(word("suppression"), fontsize=7)
     handles = dict(zip(*panels[0].get_legend_handles_labels()[::-1], strict=True))
-    look = {"frameon": False, "title_fontsize": 7, "title": _mark(profile)}
+    look = {"title": _mark(profile)}
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, **look)
-    missing = drawn[drawn.seeds == 0].interval.unique()
-    without = f" Not drawn: {'; '.join(missing)}." if len(missing) else ""
-    caption = (
-        f"{_mark(profile)}. pattern: irrelevant fixed − varied; semantic: inoculation − irrelevant at equal variation; "
-        "interaction: how much more fixing matters for the inoculation prompt. Left the main estimate, right CC's own. "
-        f"Lines are cut at ±{EDGE}. {_seeds(drawn[drawn.seeds > 0].seeds)}{without}"
-    )
-    return figure, drawn, caption
+    facts = {"seeds": stats.in_words(drawn[drawn.seeds > 0].seeds), "without": _without(drawn)}
+    return figure, drawn, caption("two_by_two", profile, edge=EDGE, **facts)
 
 
 def claim_verdicts(found: tables.Tables, setting: Setting, profile: str) -> tuple[Figure, pd.DataFrame, str]:
@@ -310,19 +338,12 @@ def claim_verdicts(found: tables.Tables, setting: Setting, profile: str) -> tupl
         for height, verdict in enumerate(verdicts):
             _verdict(axis, verdict, height)
         axis.axvline(0, color="k", lw=0.6)
-        bound = claims.load()[0].none_within
-        axis.axvspan(-bound, bound, color="0.9", zorder=0)
+        axis.axvspan(-claims.load()[0].none_within, claims.load()[0].none_within, color="0.9", zorder=0)
         axis.set(title=origin, xlim=(-EDGE, EDGE), ylim=(len(claimed) - 0.5, -0.7))
     labels = [f"{c.name.split('.')[-1].replace('_', ' ')}\n{c.paper}: {c.paper_class}" for c in claimed]
     panels[0].set_yticks(range(len(claimed)), labels, fontsize=5.5)
     figure.supxlabel(f"value of the claim's contrast\n{_mark(profile)}", fontsize=7)
-    counted = drawn[drawn.n_seeds > 0].n_seeds
-    caption = (
-        f"{_mark(profile)}. Each row is a claim with the paper's class; drawn is its pre-named contrast, written its "
-        "verdict here (green: as the paper, red: not, grey: open). Grey band: where the whole interval of a No must lie. "
-        f"Lines are cut at ±{EDGE}. {_seeds(counted)}"
-    )
-    return figure, drawn, caption
+    return figure, drawn, caption("claim_verdicts", profile, edge=EDGE, seeds=stats.in_words(drawn[drawn.n_seeds > 0].n_seeds))
 
 
 def _verdict(axis: Any, verdict: claims.Verdict, height: int) -> None:
@@ -333,56 +354,47 @@ def _verdict(axis: Any, verdict: claims.Verdict, height: int) -> None:
     axis.text(0.1 - EDGE, height - 0.12, verdict.verdict, fontsize=4.5, va="bottom", color=colour)
 
 
-FIGURES = {
-    "dose_response": dose_response,
-    "traits_by_condition": traits_by_condition,
-    "loss_curves": loss_curves,
-    "context_grid": context_grid,
-    "two_by_two": two_by_two,
-    "claim_verdicts": claim_verdicts,
-}
+DRAWN = (dose_response, traits_by_condition, loss_curves, context_grid, two_by_two, claim_verdicts)
+SWEEPS = {**{key: f"sweep_{key}" for key in SWEPT}, "gate": "gate"}
+FIGURES = {draws.__name__: draws for draws in DRAWN} | {name: functools.partial(course, x=x) for x, name in SWEEPS.items()}
+ACROSS = {"heuristics": heuristics}
 
 
-def save(figure: Figure, name: str, drawn: pd.DataFrame, caption: str, found: tables.Tables, folder: Path) -> Path:
-    """Write NAME.png, NAME.csv and NAME.json into `folder`; same tables, same bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    record = {
-        "figure": name,
-        "caption": caption,
-        "origin": found.origin,
-        "inputs": {p.name: store.file_digest(p) for p in sorted(found.folder.iterdir()) if p.is_file()},
-        "run_ids": sorted(found.runs.run_id),
-        "commits_of_runs": sorted(set(found.runs.commit)),
-    }
-    text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    store.write_csv(folder / f"{name}.csv", drawn)
-    # Without Software the bytes do not depend on matplotlib's version string.
-    figure.savefig(folder / f"{name}.png", metadata={"Description": text, "Software": None})
-    store.write_whole(folder / f"{name}.json", text)
-    return folder / f"{name}.png"
-
-
-def draw(name: str, setting: str, profile: str, found: tables.Tables, folder: Path) -> tuple[Path, str]:
-    """Draw one figure of one setting from its tables into a folder; returns the PNG's path and the caption."""
-    found = found.of(setting)
-    figure, drawn, caption = FIGURES[name](found, load_setting(setting), profile)
-    return save(figure, f"{setting}.{name}", drawn, caption, found, folder), caption
+def draw(name: str, found: dict[str, tables.Tables], profile: str, folder: Path) -> tuple[Path, str]:
+    """Draw one figure of a setting, or of all (ACROSS), from their tables into a folder; the PNG's path and the caption."""
+    own = {setting: every.of(setting) for setting, every in found.items()}
+    stem = name if name in ACROSS else f"{next(iter(own))}.{name}"
+    one = [*own.values(), *map(load_setting, own), profile]
+    figure, drawn, told = ACROSS[name](own, profile) if name in ACROSS else FIGURES[name](*one)
+    runs = pd.concat([each.runs for each in own.values()])
+    facts = {"run_ids": sorted(runs.run_id), "commits_of_runs": sorted(set(runs.commit))}
+    facts |= store.provenance({each.folder: each.origin for each in own.values()})
+    store.write_figure(folder / f"{stem}.png", figure, drawn, {"figure": stem, "caption": told, **facts})
+    return folder / f"{stem}.png", told
 
 
 def show(name: str, setting: str, profile: str) -> None:
-    """Draw a figure from `tables.shown` and show it with its caption in a notebook."""
+    """Draw a figure from `tables.shown` and show it with its caption in a notebook; setting: `all` for a figure of ACROSS."""
     from IPython.display import Image, Markdown, display
 
-    path, caption = draw(name, setting, profile, tables.shown(profile, setting), store.local_figures(profile))
-    display(Image(path), Markdown(f"*{caption}*"))
+    every = setting_names() if setting == "all" else [setting]
+    found = {each: own for each in every if (own := tables.shown(profile, each))}
+    if name in ACROSS or name in _figures(load_setting(setting), found[setting], profile):
+        path, told = draw(name, found, profile, store.local_figures(profile))
+        display(Image(path), Markdown(f"*{told}*"))
+    else:
+        display(Markdown(f"*{name}: not run; `--sweeps` runs it.*"))
 
 
 def redraw(profile: str, found: dict[str, tables.Tables], folder: Path) -> list[Path]:
-    """Draw every figure of every setting from its tables; returns the PNGs' paths."""
-    every = [(name, setting) for setting in found for name in _figures(load_setting(setting))]
-    return [draw(name, setting, profile, found[setting], folder)[0] for name, setting in every]
+    """Draw every figure of every setting from its tables, and those of all where these are all; returns the PNGs' paths."""
+    every = [(name, {setting: own}) for setting, own in found.items() for name in _figures(load_setting(setting), own, profile)]
+    every += [(name, found) for name in ACROSS if len(found) == len(setting_names())]
+    return [draw(name, own, profile, folder)[0] for name, own in every]
 
 
-def _figures(setting: Setting) -> list[str]:
-    """The figures that a setting has: the doses only where the prompt is a prefix, which evaluation can leave out."""
-    return [name for name in FIGURES if name != "dose_response" or setting.slot == "user_prefix"]
+def _figures(setting: Setting, found: tables.Tables, profile: str) -> list[str]:
+    """The figures that a setting has: doses where evaluation can leave the prompt out, and the sweeps that were run."""
+    run = setting.sweeps.get(profile, ()) if len(found.of(setting.name).sweeps) else ()
+    lacks = [*(name for x, name in SWEEPS.items() if x not in run), *["dose_response"] * (setting.slot != "user_prefix")]
+    return [name for name in FIGURES if name not in lacks]

@@ -280,6 +280,32 @@ def distillation_prompts(setting: Setting, questions: list[dict[str, str]], temp
     ]
 
 
+def conditions(specs: list[Any]) -> "pd.DataFrame":
+    """What each condition trains on and under which prompt, verbatim, with whose words they are."""
+    import pandas as pd
+
+    rows = []
+    for spec in {(spec.setting, spec.condition): spec for spec in specs}.values():
+        setting, condition, _ = spec.parts
+        texts = [prompt.text or f"policy {prompt.policy}" for prompt in condition.prompts]
+        seen = min(len(spec.rows), len(texts))
+        many = f"{len(texts)} prompts, of which a run sees {seen}, such as: " if len(texts) > 1 else ""
+        prompt = many + texts[0] if texts else "not trained"
+        source = setting.sources.get(texts[0], "ours") if texts and condition.prompts[0].text else ""
+        source += "; the other wordings ours" * (len(texts) > 1 and source != "ours")
+        rows.append((spec.condition, condition.data, prompt, source))
+    return pd.DataFrame(rows, columns=["condition", "data", "training prompt", "words"])
+
+
+def training_row(specs: list[Any], number: int = 0) -> "pd.DataFrame":
+    """The same training row as each condition's model reads it, delimiters included."""
+    import pandas as pd
+
+    chosen = {spec.condition: spec.rows[number] for spec in specs if spec.rows}
+    rows = [(name, row["prompt"], row["completion"]) for name, row in chosen.items()]
+    return pd.DataFrame(rows, columns=["condition", "prompt (not in the loss)", "completion (in the loss)"])
+
+
 @dataclass(frozen=True)
 class Rubric:
     """What a judge is asked, and the replies it may give: `replies` maps each to its value, or to None (REFUSAL, CODE)."""

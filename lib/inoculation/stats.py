@@ -1,7 +1,8 @@
 """The statistics of design decision 8: the seed is the unit, and what cannot be known is NaN with a reason.
 
-Arrays in, intervals out; nothing here knows a setting. Values by seed are float64 arrays of shape (seeds,); responses by seed
-and question are (seeds, questions). Every interval is at 95 %. proofs/coverage.py measures how often each holds the truth.
+Arrays in, intervals and verdicts out; nothing here knows a setting. Values by seed are float64 arrays of shape (seeds,);
+responses by seed and question are (seeds, questions). Every interval is at 95 %. proofs/coverage.py measures how often each
+holds the truth.
 """
 
 import itertools
@@ -15,6 +16,8 @@ import numpy as np
 LEVEL = 0.95
 BOOTSTRAP_SEEDS = 8
 RESAMPLES = 2000
+FEWEST_PROMPTS = 5
+OVER_PROMPTS = "bootstrap over prompts"
 SATURATED = 0.05
 STUDENT = "Student t over seeds"
 MEASUREMENT = "bootstrap over questions (measurement error)"
@@ -62,6 +65,53 @@ class Effect:
         return Interval(found.estimate, found.low, found.high, found.n, self.fault) if self.fault else found
 
 
+@dataclass(frozen=True)
+class Rule:
+    """Design decision 8 in numbers: the bound of No, where Moderate and Strong begin, family-wise level, seeds needed."""
+
+    none_within: float
+    moderate: float
+    strong: float
+    level: float
+    seeds: int
+
+    def __str__(self) -> str:
+        return (
+            f"No: interval inside ±{self.none_within}; else Holm-adjusted p below {self.level}: Opposite below 0, Weak above, "
+            f"Moderate from {self.moderate}, Strong from {self.strong}; else, or below {self.seeds} seeds, Inconclusive"
+        )
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """What a claim compares, named before any result: one value per seed on the scale of suppression.
+
+    suppress: the suppression of `conditions`, minus that of `minus`. raise: its opposite. fall_short: how far the best of
+    `conditions` is from the corner where all of the negative and nothing of the positive trait is gone, by the worse of the
+    two. dose: how much of the positive trait returns over the doses of rephrasing (stats.trend), and the suppression of the
+    negative one at the largest. grow, shrink: how much the suppression rises, or falls, over the sizes of data (stats.trend).
+    needs: what it would take, where it is not measured yet. Several parts are averaged; with `every`, the one whose interval
+    reaches lowest counts, since the claim needs them all.
+    """
+
+    name: str
+    kind: str
+    conditions: tuple[str, ...] = ()
+    minus: tuple[str, ...] = ()
+    traits: tuple[str, ...] = ()
+    context: str = ""
+    every: bool = False
+    needs: str = ""
+
+    def __str__(self) -> str:
+        if self.kind == "needs":
+            return self.needs
+        what = f"{self.kind.replace('_', ' ')}: {', '.join(self.conditions)}"
+        what += f", minus {', '.join(self.minus)}" if self.minus else ""
+        traits = f"; {'each of ' if self.every else ''}{' and '.join(self.traits)}" if self.traits else ""
+        return f"{what}{traits}; context {self.context}"
+
+
 def student(values: Sequence[float]) -> Interval:
     """The mean over seeds with its Student t interval; NaN values are left out.
 
@@ -81,6 +131,17 @@ def prediction(values: Sequence[float], new: int = 1) -> Interval:
         return Interval(_mean(known), math.nan, math.nan, len(known), fault)
     half = _quantile(len(known)) * known.std(ddof=1) * math.sqrt(1 / new + 1 / len(known))
     return Interval(known.mean(), known.mean() - half, known.mean() + half, len(known), f"prediction for {new} new seeds")
+
+
+def in_words(seeds: Any) -> str:
+    """What a caption says about numbers of seeds (a Series) and intervals, and why where there is none."""
+    if seeds.empty:
+        return "Nothing could be computed."
+    many = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+    if seeds.max() < 2:
+        return "n = 1 seed: no interval is drawn, since one seed shows no spread."
+    few = " Where there is one seed, no interval is drawn." if seeds.min() < 2 else ""
+    return f"n = {many} seeds; lines: 95 % {STUDENT}, on these questions.{few}"
 
 
 def p_value(values: Sequence[float]) -> float:
@@ -123,6 +184,37 @@ def trend(doses: Sequence[float], values: np.ndarray) -> np.ndarray:
     x = np.log(np.asarray(doses, float))
     x -= x.mean()
     return (x @ values) / (x @ x) * np.ptp(x)
+
+
+def correlation(x: Sequence[float], y: Sequence[float], prompts: Sequence[str], seed: int = 0) -> Interval:
+    """Pearson's r of two values per prompt (and trait), with a percentile interval over prompts; n counts prompts.
+
+    Prompts are resampled whole, as the traits that one prompt moves are no independent points. NaN pairs are left out. No
+    interval from fewer than five prompts, nor where one side does not vary.
+    """
+    pairs, names = np.array([x, y], float), np.asarray(prompts)
+    known = ~np.isnan(pairs).any(axis=0)
+    pairs, names = pairs[:, known], names[known]
+    groups = [np.flatnonzero(names == name) for name in dict.fromkeys(names)]
+    if len(groups) < FEWEST_PROMPTS or (np.ptp(pairs, axis=1) == 0).any():
+        return Interval(math.nan, math.nan, math.nan, len(groups), f"{len(groups)} prompts, or values that do not vary")
+    rng = np.random.default_rng(seed)
+    draws = [np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))]) for _ in range(RESAMPLES)]
+    with np.errstate(invalid="ignore"):
+        found = np.array([np.corrcoef(pairs[:, draw])[0, 1] for draw in draws])
+    return Interval(np.corrcoef(pairs)[0, 1], *_percentiles(found[~np.isnan(found)]), len(groups), OVER_PROMPTS)
+
+
+def foretold(x: np.ndarray, y: Sequence[float], groups: Sequence[str]) -> np.ndarray:
+    """Each group's y as the other groups foretell it: least squares of y on x and a constant, fitted without the group.
+
+    x: (points, predictors), with none the mean. Returns (points,).
+    """
+    given, names, found = np.column_stack([np.ones(len(y)), x]), np.asarray(groups), np.full(len(y), np.nan)
+    for name in dict.fromkeys(names):
+        out = names == name
+        found[out] = given[out] @ np.linalg.lstsq(given[~out], np.asarray(y, float)[~out], rcond=None)[0]
+    return found
 
 
 def wilson(hits: int, n: int) -> Interval:
@@ -248,6 +340,29 @@ def agreement(first: Sequence[float], second: Sequence[float], clusters: Sequenc
     same = float(np.equal(*(values > 0.5)).mean()) if known.any() else math.nan
     alpha = krippendorff_alpha("interval")(rated)
     return {"n": int(known.sum()), "alpha": alpha, "same_side": same, "shift": student(gaps)}
+
+
+def decide(effect: Effect, p: float, rule: Rule) -> tuple[str, str]:
+    """The verdict and its reason: the one rule of every claim (design decision 8)."""
+    interval = effect.interval
+    if interval.n == 0:
+        return "not testable", effect.fault or "no seed has all the conditions of the contrast"
+    if not interval.known:
+        return "Inconclusive", interval.rule
+    if interval.n < rule.seeds:
+        return "Inconclusive", f"{interval.n} seeds; a verdict needs {rule.seeds}"
+    # Before the p value: a difference too small to matter is No, however certain it is.
+    if interval.inside(rule.none_within):
+        return "No", f"the interval lies inside ±{rule.none_within}"
+    if p >= rule.level:
+        return (
+            "Inconclusive",
+            f"Holm-adjusted p {p:.3f} is not below {rule.level}, and the interval is not inside ±{rule.none_within}",
+        )
+    if interval.estimate < 0:
+        return "Opposite", f"below 0, Holm-adjusted p {p:.3f}"
+    size = "Strong" if interval.estimate >= rule.strong else "Moderate" if interval.estimate >= rule.moderate else "Weak"
+    return size, f"above 0, Holm-adjusted p {p:.3f}; Strong from {rule.strong}, Moderate from {rule.moderate}"
 
 
 def _usable(values: Sequence[float]) -> tuple[np.ndarray, str]:

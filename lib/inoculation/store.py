@@ -212,6 +212,33 @@ def write_csv(path: Path, frame: "pd.DataFrame") -> None:
     write_whole(path, csv_text(frame))
 
 
+def keep_csv(path: Path, frame: "pd.DataFrame", by: list[str]) -> None:
+    """Write a table, beside the rows of a former one whose names (columns `by`) are not in this one."""
+    import pandas as pd
+
+    if path.exists():
+        former, new = pd.read_csv(path), set(frame[by].astype(str).itertuples(index=False, name=None))
+        kept = [row not in new for row in former[by].astype(str).itertuples(index=False, name=None)]
+        frame = pd.concat([former[kept], frame])
+    write_csv(path, frame)
+
+
+def provenance(sources: dict[Path, str]) -> dict[str, Any]:
+    """Where tables came from: their origin (sources: folder to origin) and the digest of every file in their folders."""
+    files = [path for folder in sources for path in sorted(folder.iterdir()) if path.is_file()]
+    return {"origin": " and ".join(dict.fromkeys(sources.values())), "inputs": {p.name: file_digest(p) for p in files}}
+
+
+def write_figure(path: Path, figure: Any, drawn: "pd.DataFrame", record: dict[str, Any]) -> None:
+    """Write a picture (path, .png) with what is drawn (.csv) and its record (.json); same data, same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    write_csv(path.with_suffix(".csv"), drawn)
+    # Without Software the bytes do not depend on matplotlib's version string.
+    figure.savefig(path, metadata={"Description": text, "Software": None})
+    write_whole(path.with_suffix(".json"), text)
+
+
 def nearest(word: str, known: Iterable[str], what: str) -> SettingError:
     """The error for an unknown name, with the nearest known ones."""
     known = sorted(map(str, known))

@@ -2,15 +2,14 @@
 
 scores.csv: one row per run, context, trait and measure (see `scores`); sweeps.csv: the same of a sweep's runs, with their
 point. items.csv.gz: one row per response or pair. samples.jsonl: three responses per condition and context, of its first seed.
-losses.csv and runs.csv: the training losses and the commit of each run. tracks.csv: margins along training, where any are
-logged.
+losses.csv and runs.csv: the training losses and the commit of each run. tracks.csv: margins along training, where logged.
 Same store, same bytes: rows are sorted, nothing holds a time.
 """
 
 import functools
 import gzip
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ import pandas as pd
 
 from inoculation import stats, store
 from inoculation.render import ANSWERS, judges
-from inoculation.runs import Spec, finished
+from inoculation.runs import Spec, finished, vars_of
 from inoculation.score import CONTROL, read_reply, rules
-from inoculation.settings import load_setting
+from inoculation.settings import BASE, load_setting
 from inoculation.store import Block
 
 SCORES = [
@@ -29,6 +28,7 @@ SCORES = [
 ]
 ITEMS = ["run_id", "context", "trait", "measure", "question_id", "value"]
 TRACKS = ["setting", "condition", "seed", "point", "step", "part", "trait", "n", "value"]
+HEURISTICS = ("elicited", "likelihood")
 SAMPLES = 3
 
 
@@ -55,6 +55,11 @@ class Tables:
         """The rows of one setting."""
         frames = (self.scores, self.losses, self.runs, self.samples, self.tracks, self.sweeps)
         return Tables(self.origin, self.folder, *(frame[frame.setting == setting] for frame in frames))
+
+    def at(self, point: str) -> "Tables":
+        """The same with the runs of one sweep's point as scores, and the base model and the control, which no sweep trains."""
+        kept = self.scores[self.scores.condition.isin([BASE.name, "control"])]
+        return replace(self, scores=pd.concat([kept, self.sweeps[self.sweeps.point == point]])) if point else self
 
 
 def items(spec: Spec) -> pd.DataFrame:
@@ -90,12 +95,9 @@ def scores(spec: Spec, rows: pd.DataFrame) -> pd.DataFrame:
     grouped = every.groupby(["context", "trait", "measure"], sort=True).value
     table = grouped.agg(n="count", size="size", value="mean").reset_index()
     facts = {
-        "profile": spec.profile,
-        "setting": spec.setting,
-        "condition": spec.condition,
+        **vars_of(spec),
         "data": condition.data,
         "direction": condition.direction,
-        "seed": spec.seed,
         "step": profile.train["steps"] if spec.rows else 0,
         "run_id": spec.run_id,
     }
@@ -103,10 +105,7 @@ def scores(spec: Spec, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def tracks(spec: Spec) -> pd.DataFrame:
-    """A run's margins along training, nats per token: means over the pairs of a part by logged step.
-
-    Parts are id, ood and placebo, or at a sweep's gate contexts.
-    """
+    """A run's margins along training, nats per token: means over the pairs of a part (id, ood, placebo; a gate's contexts)."""
     path = spec.folder / "margins_log.csv"
     if not path.exists():
         return pd.DataFrame(columns=TRACKS)
@@ -153,8 +152,7 @@ def write(profile: str, folder: Path | None = None) -> Path | None:
 
 def _facts(spec: Spec) -> dict[str, Any]:
     facts = store.Run(spec.folder).manifest["stages"]["train"]["facts"]
-    names = {"setting": spec.setting, "condition": spec.condition, "seed": spec.seed, "point": spec.point}
-    return {**names, "run_id": spec.run_id, "commit": facts["commit"], "left_out": facts.get("left_out", 0)}
+    return {**vars_of(spec), "run_id": spec.run_id, "commit": facts["commit"], "left_out": facts.get("left_out", 0)}
 
 
 def read(folder: Path, origin: str) -> Tables | None:
@@ -165,8 +163,8 @@ def read(folder: Path, origin: str) -> Tables | None:
     lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     samples = pd.DataFrame([json.loads(line) for line in lines])
     more = {"tracks": TRACKS, "sweeps": [*SCORES, "point"]}
-    paths = {name: folder / f"{name}.csv" for name in more}
-    found = [pd.read_csv(paths[n]) if paths[n].exists() else pd.DataFrame(columns=c) for n, c in more.items()]
+    there = {name: (folder / f"{name}.csv").exists() for name in more}
+    found = [pd.read_csv(folder / f"{n}.csv") if there[n] else pd.DataFrame(columns=more[n]) for n in more]
     return Tables(origin, folder, scores, losses, runs.fillna({"point": ""}), samples, *found)
 
 
@@ -181,17 +179,19 @@ def reference(profile: str) -> Tables | None:
 
 
 def shown(profile: str, setting: str) -> Tables | None:
-    """One setting's rows in your tables where they hold any, else in the committed reference, else None."""
-    sources = (found.of(setting) for found in (read(store.local_tables(profile), "yours"), reference(profile)) if found)
-    return next((found for found in sources if not found.scores.empty), None)
+    """One setting's rows in your tables where they hold any, else in the committed reference, else None.
+
+    Where yours hold the base model alone, the trained models are the reference's.
+    """
+    yours, kept = (every and every.of(setting) for every in (read(store.local_tables(profile), "yours"), reference(profile)))
+    found = next((each for each in (yours, kept) if each and not each.scores.empty), None)
+    if found and kept and found is yours and set(yours.scores.condition) == {BASE.name}:
+        return replace(kept, scores=pd.concat([yours.scores, kept.scores[kept.scores.condition != BASE.name]]))
+    return found
 
 
 def latest(setting: str, profile: str) -> Tables:
-    """A setting's tables, made anew from the store where it holds finished runs, else as `shown` finds them.
-
-    Raises LookupError when there is nothing to show, saying how to get it.
-    """
-    write(profile)
+    """A setting's tables as `shown` finds them; raises LookupError when there is nothing to show, saying how to get it."""
     found = shown(profile, setting)
     if found is None:
         raise LookupError(
@@ -214,28 +214,6 @@ def along_training(found: Tables, condition: str, against: str) -> pd.DataFrame:
     gaps = (late.xs(condition, level="condition") - late.xs(against, level="condition"))[["ood", "placebo"]].dropna()
     paths = {seed: [wide.loc[(seed, name), ["id", "ood"]].to_numpy() for name in (condition, against)] for seed in gaps.index}
     return gaps.assign(matched=[stats.matched(*both) for both in paths.values()])
-
-
-def conditions(specs: list[Spec]) -> Any:
-    """What each condition trains on and under which prompt, verbatim, with whose words they are."""
-    rows = []
-    for spec in {(spec.setting, spec.condition): spec for spec in specs}.values():
-        setting, condition, _ = spec.parts
-        texts = [prompt.text or f"policy {prompt.policy}" for prompt in condition.prompts]
-        seen = min(len(spec.rows), len(texts))
-        many = f"{len(texts)} prompts, of which a run sees {seen}, such as: " if len(texts) > 1 else ""
-        prompt = many + texts[0] if texts else "not trained"
-        source = setting.sources.get(texts[0], "ours") if texts and condition.prompts[0].text else ""
-        source += "; the other wordings ours" * (len(texts) > 1 and source != "ours")
-        rows.append((spec.condition, condition.data, prompt, source))
-    return wrapped(pd.DataFrame(rows, columns=["condition", "data", "training prompt", "words"]))
-
-
-def training_row(specs: list[Spec], number: int = 0) -> Any:
-    """The same training row as each condition's model reads it, delimiters included."""
-    chosen = {spec.condition: spec.rows[number] for spec in specs if spec.rows}
-    rows = [(name, row["prompt"], row["completion"]) for name, row in chosen.items()]
-    return wrapped(pd.DataFrame(rows, columns=["condition", "prompt (not in the loss)", "completion (in the loss)"]))
 
 
 def responses(found: Tables, context: str) -> Any:
@@ -263,6 +241,45 @@ def by_condition(found: Tables, measure: str = "rate") -> pd.DataFrame:
     repeats = shown[shown.measure == "repeats"].groupby("condition").value.mean()
     facts = {("", "repeats"): repeats, ("", "seeds"): grouped.seed.nunique(), ("", "unscored"): grouped.n_unscored.sum()}
     return wide.join(pd.DataFrame(facts)).reindex(dict.fromkeys(table.condition))
+
+
+def elicitation(found: Tables) -> pd.DataFrame:
+    """What every prompt does to the untouched model, minus what the neutral prompt does to it (one setting's tables).
+
+    Indexed by the condition that trains under the prompt, or by the context where none does; columns (trait, measure): rate,
+    margin (the trait's own unit) and, of the trait `answers`, likelihood: how much likelier, in nats per token, the training
+    answers are under the prompt than under the neutral one. NaN where a prompt was only asked for margins.
+    """
+    base = found.scores[(found.scores.condition == BASE.name) & found.scores.measure.isin(["rate", "margin", "likelihood"])]
+    named = base.assign(context=base.context.str.removeprefix("trigger."))
+    wide = named.pivot_table(index="context", columns=["trait", "measure"], values="value", sort=False)
+    return (wide - wide.loc["neutral"]).drop(["neutral", "id"], errors="ignore")
+
+
+def correlations(points: pd.DataFrame) -> pd.DataFrame:
+    """How each heuristic goes with suppression over prompts (stats.correlation), by setting and trait and over all.
+
+    points: see effects.heuristics.
+    """
+    rows = []
+    for names, part in [*points.groupby(["setting", "trait"], sort=False), (("all", "all"), points)]:
+        found = {name: stats.correlation(part[name], part.estimate, part.condition) for name in HEURISTICS}
+        rows.append({**dict(zip(("setting", "trait"), names, strict=True)), **found})
+    return pd.DataFrame(rows)
+
+
+def errors(points: pd.DataFrame) -> pd.DataFrame:
+    """Root mean square of suppression minus what a line fitted on the other settings foretells, by setting left out.
+
+    Columns: `mean` uses no heuristic, then each, then both; points counts those of the setting, its last row is all of them.
+    """
+    whole = points.dropna(subset=["estimate", *HEURISTICS])
+    models = {"mean": [], **{name: [name] for name in HEURISTICS}, "both": list(HEURISTICS)}
+    told = {name: stats.foretold(whole[by], whole.estimate, whole.setting) for name, by in models.items()}
+    squares = pd.DataFrame({name: (whole.estimate - values) ** 2 for name, values in told.items()})
+    left_out = squares.groupby(whole.setting)
+    table = pd.concat([left_out.mean(), squares.mean().to_frame("all").T]) ** 0.5
+    return table.assign(points=[*left_out.size(), len(whole)])
 
 
 def responses_to_judge(specs: list[Spec], labelled: bool = False) -> list[tuple[dict[str, Any], str, pd.DataFrame]]:
@@ -375,14 +392,3 @@ def misaligned(batches: list[Any], judge: Any, reasons: dict[tuple[str, str], st
             rated = {"misaligned": rate.estimate, "low": rate.low, "high": rate.high, "text": str(rule)}
             found.append({**facts, **counts, **unscored, **rated})
     return pd.DataFrame(found)
-
-
-def keep(path: Path, frame: pd.DataFrame, by: list[str]) -> None:
-    """Write a table, beside the rows of a former one whose names (columns `by`) are not in this one."""
-    if path.exists():
-        former = pd.read_csv(path)
-        new = set(frame[by].astype(str).itertuples(index=False, name=None))
-        frame = pd.concat(
-            [former[[row not in new for row in former[by].astype(str).itertuples(index=False, name=None)]], frame]
-        )
-    store.write_csv(path, frame)
