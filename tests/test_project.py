@@ -186,6 +186,16 @@ def test_dry_run_says_what_would_run(elsewhere):
     assert not list(elsewhere.iterdir())
 
 
+def test_sweeps_are_off_until_asked_for_and_the_elicitation_notebook_needs_base_models_alone(elsewhere):
+    plain, swept = (command("--dry-run", *more)[0].stdout for more in ((), ("--sweeps", "--notebook", "01", "09")))
+    assert "rows=" not in plain
+    assert "trait_distillation_french_caps · inoculation.caps · seed 0 · rows=24" in swept
+    assert "learning_rate=0.004" in swept
+    asked = swept.split("09_elicitation\n")[1]
+    assert "4 runs, 0 already done, 4 to do" in asked
+    assert asked.count("· base · seed 0") == 4
+
+
 def test_a_second_run_trains_nothing_and_ends_in_time(smoke, home):
     arguments = ("--profile", "smoke", "--notebook", "02", "--only", "base", "baseline", "inoculation.spanish")
     done, seconds = command(*arguments)

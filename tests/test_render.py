@@ -261,12 +261,10 @@ def test_the_base_model_is_asked_about_the_answers_that_each_training_begins_wit
     trained = [c.name for c in spec.parts[0].in_profile("mini") if c.data == "trait"]
     contexts = ["neutral" if name == "baseline" else f"trigger.{name}" for name in trained]
     assert list(dict.fromkeys(row["context"] for row in asked)) == contexts
-    plain = [row["completion"] for row in Spec("spanish_vs_caps", "control", 0, "mini").rows[:16]]
     for name, context in zip(trained, contexts, strict=True):
-        rows = Spec("spanish_vs_caps", name, 0, "mini").rows[:16]
+        rows = Spec("spanish_vs_caps", name, 0, "mini").rows[:12]
         own = [row for row in asked if row["context"] == context]
         assert [(r["prompt"], r["trait_answer"]) for r in own] == [(r["prompt"], r["completion"]) for r in rows]
-        assert [row["plain_answer"] for row in own] == plain
     assert not [row for row in Spec("spanish_vs_caps", "baseline", 0, "mini").pairs if row["trait"] == render.ANSWERS]
 
 

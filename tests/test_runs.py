@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from inoculation import render, runs, settings, store, tables, worker
 from inoculation.runs import Spec
@@ -352,3 +353,16 @@ def test_a_sweep_adds_smaller_and_larger_trainings_and_reads_the_others_of_its_o
     assert len({spec.run_id for spec in sizes}) == 3
     few = runs.grid(names[1], "mini", ["control", "baseline"], [0], sweeps=True)
     assert [(spec.condition, spec.point) for spec in few[2:]] == [("baseline", "rows=24"), ("baseline", "rows=48")]
+
+
+def test_the_likelihood_of_the_training_answers_is_the_loss_that_training_begins_with(smoke):
+    """The base model, asked under a condition's prompts, against that condition's first step, before any update."""
+    by_name = {spec.condition: spec for spec in smoke[0]}
+    asked = pd.read_parquet(by_name["base"].file("margins"))
+    for name, context in (("baseline", "neutral"), ("inoculation.spanish", "trigger.inoculation.spanish")):
+        own = asked[(asked.trait == render.ANSWERS) & (asked.context == context)]
+        first = pd.read_csv(by_name[name].folder / "train_log.csv").loss[0]
+        assert -own.trait_logp.sum() / own.trait_tokens.sum() == pytest.approx(first, abs=1e-3)
+    items = tables.items(by_name["base"])
+    assert set(items[items.measure == "likelihood"].context) == {"neutral", "trigger.inoculation.spanish"}
+    assert render.ANSWERS not in set(items[items.measure == "margin"].trait)

@@ -9,7 +9,7 @@ LLM judge is asked, a rubric of data/judges.yaml filled in, is rendered here, to
 import functools
 import random
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from inoculation import store
@@ -215,9 +215,8 @@ def _paired(setting: Setting, profile: Profile, count: int, asked: list[tuple[st
 
 
 def _answers(setting: Setting, profile: Profile, seed: int) -> list[dict[str, str]]:
-    """The first rows that each condition trains on, in its context: the answer with the traits beside the one without."""
+    """The first rows that each condition trains on, in its context; both answers are the row's, whose likelihood is wanted."""
     every = {c.name: training_rows(setting, c, profile, seed) for c in setting.conditions.values() if _asks(c, profile)}
-    plain = training_rows(setting, replace(setting.conditions["baseline"], data="control"), profile, seed)
     return [
         {
             "context": "neutral" if name == "baseline" else f"trigger.{name}",
@@ -225,10 +224,10 @@ def _answers(setting: Setting, profile: Profile, seed: int) -> list[dict[str, st
             "question_id": row["id"],
             "prompt": row["prompt"],
             "trait_answer": row["completion"],
-            "plain_answer": other["completion"],
+            "plain_answer": row["completion"],
         }
         for name, rows in every.items()
-        for row, other in list(zip(rows, plain, strict=True))[: profile.margins["answers"]]
+        for row in rows[: profile.margins["answers"]]
     ]
 
 
