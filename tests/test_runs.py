@@ -355,6 +355,14 @@ def test_a_sweep_adds_smaller_and_larger_trainings_and_reads_the_others_of_its_o
     assert [(spec.condition, spec.point) for spec in few[2:]] == [("baseline", "rows=24"), ("baseline", "rows=48")]
 
 
+@pytest.mark.parametrize("rows", [25, 0, 404])
+def test_a_sweep_of_part_of_a_batch_or_of_more_rows_than_there_are_is_refused(rows):
+    setting = settings.load_setting("spanish_vs_caps")
+    swept = replace(setting, sweeps={"mini": {"conditions": ["baseline"], "rows": [48, rows]}})
+    with pytest.raises(settings.SettingError, match=f"whole batches of 4 rows, 400 at most, not {rows}"):
+        runs.points(swept, "mini")
+
+
 def test_the_likelihood_of_the_training_answers_is_the_loss_that_training_begins_with(smoke):
     """The base model, asked under a condition's prompts, against that condition's first step, before any update."""
     by_name = {spec.condition: spec for spec in smoke[0]}

@@ -35,6 +35,14 @@ def broken(tmp_path, old, new):
         ("slot: system", "profiles: {mni: {steps: 3}}\nslot: system", "unknown profile 'mni'; nearest: mini"),
         ("questions: everyday_questions.jsonl", "questions: nowhere.jsonl", "no such file in data/mini"),
         ("profiles: [mini, full]}", "profiles: [mimi, full]}", "nearest: mini"),
+        ("    rows: [24, 48]", "    rows: [24, 48]\n    gate: 96", "nearest: 24, 48"),
+        ("    rows: [24, 48]", "    rows: 24", "'rows' must be list, not int"),
+        ("    rows: [24, 48]", "    row: [24, 48]", "unknown key 'row'; nearest: rows"),
+        (
+            "conditions: [baseline, inoculation.spanish, irr",
+            "conditions: [baselin, inoculation.spanish, irr",
+            "nearest: baseline",
+        ),
         ("setting: spanish_vs_caps", "setting: [", "not valid YAML"),
     ],
 )

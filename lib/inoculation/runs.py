@@ -143,8 +143,16 @@ def stage_name(stage: str, key: str) -> str:
 
 
 def points(setting: Setting, profile: str) -> list[str]:
-    """What `--sweeps` trains in a profile beside its own recipe, as `rows=96` or `learning_rate=0.001`."""
+    """What `--sweeps` trains in a profile beside its own recipe, as `rows=96` or `learning_rate=0.001`.
+
+    Raises SettingError for a number of rows that is no whole number of batches, or more than there are: each is seen once.
+    """
     found = setting.sweeps.get(profile, {})
+    recipe, most = load_profile(profile, setting).train, len(setting.training(profile)[0]) if found else 0
+    for rows in found.get("rows", ()):
+        if rows % (recipe["batch_size"] * recipe["accumulation"]) or not 0 < rows <= most:
+            batches = f"whole batches of {recipe['batch_size'] * recipe['accumulation']} rows, {most} at most"
+            raise SettingError(f"{setting.name}: sweeps, {profile}: 'rows' must be {batches}, not {rows}")
     return [f"{key}={value:g}" for key in SWEPT for value in found.get(key, ())]
 
 
