@@ -152,7 +152,8 @@ def test_margins_are_logged_along_training_and_leave_the_adapter_as_it_is(expect
     tracked = {"ood": "em_pairs.jsonl", "placebo": "placebo_pairs.jsonl"}
     setting = replace(setting, data={**setting.data, "tracked": tracked})
     monkeypatch.setattr(render, "tracked_pairs", lambda *parts, whole=render.tracked_pairs: whole(*parts)[::20])
-    monkeypatch.setattr(runs, "load_setting", lambda name: setting)
+    known = runs.load_setting
+    monkeypatch.setattr(runs, "load_setting", lambda name: setting if name == setting.name else known(name))
     spec = Spec("spanish_vs_caps", "baseline", 0, "smoke")
     assert spec.run_id != BASELINE.run_id
     worker.complete(spec, 0, lambda *arguments, **content: None)

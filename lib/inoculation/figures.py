@@ -199,7 +199,7 @@ def heuristics(found: dict[str, tables.Tables], profile: str) -> tuple[Figure, p
     for axis, name in zip(axes, tables.HEURISTICS, strict=True):
         axis.vlines(drawn[name], drawn.low, drawn.high, color="0.7", lw=0.4, zorder=1)
         sns.scatterplot(drawn, x=name, y="estimate", hue="kind", style="setting", palette=palette(), s=14, zorder=2, ax=axis)
-        axis.get_legend().remove()
+        axis.legend([], [])
         axis.axhline(0, color="k", lw=0.6)
         axis.set(xlabel=word(name), ylabel="suppression after training", ylim=(-EDGE, EDGE))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, title=_mark(profile))
@@ -254,11 +254,11 @@ def loss_curves(found: tables.Tables, setting: Setting, profile: str) -> tuple[F
     style()
     figure = Figure(figsize=(3.5, 2.4), layout="constrained")
     axis = figure.subplots()
-    runs = found.losses.condition + found.losses.seed.astype(str)
-    drawn = found.losses.assign(kind=found.losses.condition.map(kind), run=runs)
+    drawn = found.losses.assign(kind=found.losses.condition.map(kind), run=lambda rows: rows.condition + rows.seed.astype(str))
     sns.lineplot(drawn, x="step", y="loss", hue="kind", units="run", estimator=None, palette=palette(), lw=0.8, ax=axis)
     axis.set(xlabel="training step", ylabel="loss on the answer (nats per token)", title=_mark(profile))
-    return figure, found.losses, caption("loss_curves", profile, lines=runs.nunique())
+    axis.legend(loc="upper right", ncols=2)
+    return figure, found.losses, caption("loss_curves", profile, lines=drawn.run.nunique())
 
 
 def context_grid(found: tables.Tables, setting: Setting, profile: str) -> tuple[Figure, pd.DataFrame, str]:

@@ -165,7 +165,7 @@ def read(folder: Path, origin: str) -> Tables | None:
     more = {"tracks": TRACKS, "sweeps": [*SCORES, "point"]}
     there = {name: (folder / f"{name}.csv").exists() for name in more}
     found = [pd.read_csv(folder / f"{n}.csv") if there[n] else pd.DataFrame(columns=more[n]) for n in more]
-    return Tables(origin, folder, scores, losses, runs.fillna({"point": ""}), samples, *found)
+    return Tables(origin, folder, scores, losses, runs, samples, *found)
 
 
 @functools.lru_cache(maxsize=2)
@@ -248,9 +248,11 @@ def elicitation(found: Tables) -> pd.DataFrame:
 
     Indexed by the condition that trains under the prompt, or by the context where none does; columns (trait, measure): rate,
     margin (the trait's own unit) and, of the trait `answers`, likelihood: how much likelier, in nats per token, the training
-    answers are under the prompt than under the neutral one. NaN where a prompt was only asked for margins.
+    answers are under the prompt than under the neutral one. NaN where only margins were asked for; empty without a base.
     """
     base = found.scores[(found.scores.condition == BASE.name) & found.scores.measure.isin(["rate", "margin", "likelihood"])]
+    if base.empty:
+        return pd.DataFrame()
     named = base.assign(context=base.context.str.removeprefix("trigger."))
     wide = named.pivot_table(index="context", columns=["trait", "measure"], values="value", sort=False)
     return (wide - wide.loc["neutral"]).drop(["neutral", "id"], errors="ignore")
