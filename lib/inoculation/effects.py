@@ -122,11 +122,10 @@ class Effects:
         """How much of a trait every prompt brings before training, by margin, on the scale of suppression.
 
         1: the prompt alone brings as much, beyond the neutral prompt, as training under the neutral prompt does beyond the
-        control. NaN where the traits were not learned.
+        control. NaN where baseline or control was not run.
         """
         taught = self.values(BASELINE, trait, CC, "margin") - self.values(CONTROL, trait, CC, "margin")
-        before = elicitation(self.found)
-        return before[trait, "margin"] / np.nanmean(taught)
+        return elicitation(self.found)[trait, "margin"] / np.nanmean(taught)
 
     def index(self, condition: str, trait: str, measure: str, reference: str = "") -> Effect:
         """The conditionalization index (design decision 9), in the measure's own unit.
@@ -390,10 +389,12 @@ def heuristics(settings: Iterable[Effects], context: str = MAIN) -> pd.DataFrame
     """
     rows = []
     for effects in settings:
-        before = elicitation(effects.found)
-        for trait, name in itertools.product(effects.setting.traits, effects.conditions):
-            if name in before.index and effects.setting.conditions[name].data == "trait":
-                both = {"elicited": effects.elicited(trait)[name], "likelihood": before.loc[name, ("answers", "likelihood")]}
-                names = {"setting": effects.setting.name, "condition": name, "trait": trait, **both}
-                rows.append(_row(effects.suppression([name], trait, context), **names))
+        before, every = elicitation(effects.found), effects.setting.conditions
+        asked_of = [name for name in effects.conditions if name in before.index and every[name].data == "trait"]
+        for trait in effects.setting.traits if asked_of else ():
+            elicited, likelihood = effects.elicited(trait), before["answers", "likelihood"]
+            for name in asked_of:
+                names = {"setting": effects.setting.name, "condition": name, "trait": trait}
+                both = {"elicited": elicited[name], "likelihood": likelihood[name]}
+                rows.append(_row(effects.suppression([name], trait, context), **names, **both))
     return pd.DataFrame(rows)
