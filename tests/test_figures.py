@@ -162,6 +162,15 @@ def test_figures_only_draws_the_reference_where_you_have_nothing(tmp_path):
     assert record["origin"] == "reference"
 
 
+def test_a_figure_of_all_settings_takes_them_in_one_order(monkeypatch, tmp_path):
+    """Or a redrawing would not look like the reference, whose markers follow the settings' order."""
+    found = {name: tables.reference("mini").of(name) for name in reversed(settings.setting_names())}
+    monkeypatch.setattr(figures, "FIGURES", {})
+    (path,) = figures.redraw("mini", found, tmp_path)
+    reference = store.REFERENCE_FIGURES / "mini" / path.name
+    assert path.with_suffix(".csv").read_bytes() == reference.with_suffix(".csv").read_bytes()
+
+
 @pytest.mark.parametrize("profile", [path.name for path in store.RESULTS.iterdir() if path.is_dir()])
 def test_committed_figures_are_drawn_from_the_committed_tables(profile):
     for path in sorted((store.REFERENCE_FIGURES / profile).glob("*.json")):

@@ -102,7 +102,7 @@ def test_a_parameter_the_notebook_does_not_have_is_refused_before_the_kernel(tmp
 
 def test_a_failing_cell_is_one_readable_paragraph(tmp_path):
     book = nbformat.read(SHORT, as_version=4)
-    book.cells.append(nbformat.v4.new_code_cell("raise RuntimeError('the figure is missing')"))
+    book.cells = [*book.cells[:4], nbformat.v4.new_code_cell("raise RuntimeError('the figure is missing')")]
     nbformat.write(book, tmp_path / "in.ipynb")
     values = {"profile": "smoke", "conditions": ["base"], "seeds": [0], "full": False, "threads": 0, "compute": False}
     (problem,) = cli.execute(tmp_path / "in.ipynb", tmp_path / "out.ipynb", values)

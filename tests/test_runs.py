@@ -78,15 +78,15 @@ def _wait_until(seen, seconds=120):
     assert seen()
 
 
-@pytest.mark.parametrize("moment", ["training", "after training"])
-def test_sigkill_then_the_same_command_ends_with_the_same_bytes(expected, elsewhere, moment):
-    """Also: trained alone in a fresh worker, the adapter equals the one trained second of three."""
-    process = _start(elsewhere, "baseline")
+def test_sigkill_then_the_same_command_ends_with_the_same_bytes(expected, elsewhere):
+    """Killed in training, then after it. Also: trained alone in a fresh worker, the adapter equals one trained second of three."""
     scratch, manifest = BASELINE.folder / ".train.partial", BASELINE.folder / "manifest.json"
-    _wait_until(scratch.is_dir if moment == "training" else manifest.is_file)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert BASELINE.missing()
+    for seen in (scratch.is_dir, manifest.is_file):
+        process = _start(elsewhere, "baseline")
+        _wait_until(seen)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert BASELINE.missing()
     report = runs.ensure([BASELINE], say=lambda line: None)
     assert (report.completed, report.failed) == (1, {})
     assert stage_bytes(BASELINE) == expected
@@ -103,34 +103,27 @@ def test_the_worker_goes_when_its_parent_goes(elsewhere):
     _wait_until(lambda: not any(os.path.exists(f"/proc/{child}") for child in children), 20)
 
 
-def test_a_failing_run_costs_itself_only(elsewhere):
-    """The baseline's folder cannot be made; the base model's run after it goes on and is valid."""
+def test_a_failing_run_and_a_killed_worker_cost_themselves_only(elsewhere, monkeypatch):
+    """The baseline's folder cannot be made, the next run's worker is killed; the run after them is done, the killed one later."""
+    monkeypatch.setattr(runs, "PROGRESS_SECONDS", 0)
     BASELINE.folder.parent.parent.mkdir(parents=True)
     BASELINE.folder.parent.write_text("a file where a folder should be")
-    base = Spec("spanish_vs_caps", "base", 0, "smoke")
-    report = runs.ensure([BASELINE, base], say=lambda line: None)
-    assert report.completed == 1
-    assert list(report.failed) == [str(BASELINE)]
-    assert "Error: " in report.failed[str(BASELINE)]
-    assert not base.missing()
-
-
-def test_a_killed_worker_is_replaced_and_its_run_named(elsewhere, monkeypatch):
-    monkeypatch.setattr(runs, "PROGRESS_SECONDS", 0)
-    lines: list[str] = []
+    killed, base = (Spec(name, "base", 0, "smoke") for name in ("trait_distillation_french_caps", "spanish_vs_caps"))
+    pids: list[int] = []
 
     def kill_once(line):
-        if line.startswith("[") and not lines:
-            os.kill(_children(os.getpid())[0], signal.SIGKILL)
-            lines.append(line)
+        if str(killed) in line and not pids:
+            pids.extend(_children(os.getpid()))
+            os.kill(pids[0], signal.SIGKILL)
 
-    specs = [BASELINE, Spec("spanish_vs_caps", "base", 0, "smoke")]
-    report = runs.ensure(specs, say=kill_once)
-    assert report.completed == 1
-    assert "the worker process died (exit status -9)" in report.failed[str(BASELINE)]
-    assert runs.failure_file(BASELINE).exists()
-    assert runs.ensure(specs, say=lines.append).completed == 1
-    assert not runs.failure_file(BASELINE).exists()
+    report = runs.ensure([BASELINE, killed, base], say=kill_once)
+    assert (report.completed, list(report.failed)) == (1, [str(BASELINE), str(killed)])
+    assert "Error: " in report.failed[str(BASELINE)]
+    assert "the worker process died (exit status -9)" in report.failed[str(killed)]
+    assert runs.failure_file(killed).exists()
+    assert not base.missing()
+    assert runs.ensure([killed, base], say=lambda line: None).completed == 1
+    assert not runs.failure_file(killed).exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_advice(network, tmp_path):

@@ -33,23 +33,22 @@ class Effects:
     def __init__(self, found: Tables, setting: Setting) -> None:
         self.found, self.setting, self.profile = found, setting, found.scores.profile.iloc[0]
         trained = found.scores[found.scores.condition != BASE]
-        self.seeds = sorted(trained.seed.unique())
-        self.conditions = [name for name in setting.conditions if name in set(trained.condition)]
+        self.seeds, run = sorted(trained.seed.unique()), set(trained.condition)
+        self.conditions = [name for name in setting.conditions if name in run]
         self.planned = [c.name for profile in found.scores.profile.unique() for c in setting.in_profile(profile)]
 
     @functools.cached_property
-    def _wide(self) -> pd.DataFrame:
+    def _by_seed(self) -> dict[tuple[str, ...], np.ndarray]:
         keys = ["measure", "trait", "context", "condition"]
-        return self.found.scores.pivot_table(index="seed", columns=keys, values="value")
+        wide = self.found.scores.pivot_table(index="seed", columns=keys, values="value")
+        wide = wide.reindex(wide.index.union(self.seeds))
+        base = wide.columns.get_level_values("condition") == BASE
+        wide.loc[:, base] = wide.loc[:, base].ffill().bfill()
+        return dict(zip(wide.columns, wide.loc[self.seeds].to_numpy().T, strict=True))
 
     def values(self, name: str, trait: str, context: str, measure: str) -> np.ndarray:
         """A condition's values, one per seed, NaN where a seed lacks it; the base model's one value stands for every seed."""
-        key = (measure, trait, context, name)
-        if key not in self._wide.columns:
-            return np.full(len(self.seeds), np.nan)
-        if name == BASE:
-            return np.full(len(self.seeds), self._wide[key].dropna().iloc[0])
-        return self._wide[key].reindex(self.seeds).to_numpy()
+        return self._by_seed.get((measure, trait, context, name), np.full(len(self.seeds), np.nan))
 
     def matching(self, patterns: Iterable[str], direction: str = "") -> list[str]:
         """The profile's conditions that match a pattern (`irrelevant.*`), without those that inoculate another trait.

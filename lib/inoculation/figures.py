@@ -389,7 +389,7 @@ def show(name: str, setting: str, profile: str) -> None:
 def redraw(profile: str, found: dict[str, tables.Tables], folder: Path) -> list[Path]:
     """Draw every figure of every setting from its tables, and those of all where these are all; returns the PNGs' paths."""
     every = [(name, {setting: own}) for setting, own in found.items() for name in _figures(load_setting(setting), own, profile)]
-    every += [(name, found) for name in ACROSS if len(found) == len(setting_names())]
+    every += [(name, dict(sorted(found.items()))) for name in ACROSS if len(found) == len(setting_names())]
     return [draw(name, own, profile, folder)[0] for name, own in every]
 
 

@@ -200,9 +200,14 @@ def correlation(x: Sequence[float], y: Sequence[float], prompts: Sequence[str], 
         return Interval(math.nan, math.nan, math.nan, len(groups), f"{len(groups)} prompts, or values that do not vary")
     rng = np.random.default_rng(seed)
     draws = [np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))]) for _ in range(RESAMPLES)]
-    with np.errstate(invalid="ignore"):
-        found = np.array([np.corrcoef(pairs[:, draw])[0, 1] for draw in draws])
-    return Interval(np.corrcoef(pairs)[0, 1], *_percentiles(found[~np.isnan(found)]), len(groups), OVER_PROMPTS)
+    found = np.array([_pearson(pairs[:, draw]) for draw in draws])
+    return Interval(_pearson(pairs), *_percentiles(found[~np.isnan(found)]), len(groups), OVER_PROMPTS)
+
+
+def _pearson(pairs: np.ndarray) -> float:
+    x, y = pairs - pairs.sum(axis=1, keepdims=True) / pairs.shape[1]
+    scale = math.sqrt((x @ x) * (y @ y))
+    return x @ y / scale if scale else math.nan
 
 
 def foretold(x: np.ndarray, y: Sequence[float], groups: Sequence[str]) -> np.ndarray:

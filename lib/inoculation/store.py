@@ -13,6 +13,7 @@ line and what was expected. This module knows nothing of what a stage computes o
 import contextlib
 import difflib
 import fcntl
+import functools
 import hashlib
 import io
 import json
@@ -317,9 +318,17 @@ def _plain(path: Path, node: yaml.Node) -> Any:
 
 
 def read_yaml(path: Path) -> Block:
-    """A YAML file whose top level is a mapping, as a Block."""
+    """A YAML file whose top level is a mapping, as a Block that is the same for all who read the same text."""
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        return _parsed(path, path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SettingError(f"{path.name}: no such file under {path.parent.name}/") from error
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(path: Path, text: str) -> Block:
+    try:
+        node = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         if not isinstance(node, yaml.MappingNode):
             raise SettingError(f"{path.name}:1: expected a mapping (key: value) at the top level")
         return Block(path, node)
@@ -327,8 +336,6 @@ def read_yaml(path: Path) -> Block:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error)
         raise SettingError(f"{path.name}:{mark.line + 1 if mark else 1}: not valid YAML: {problem}") from error
-    except FileNotFoundError as error:
-        raise SettingError(f"{path.name}: no such file under {path.parent.name}/") from error
 
 
 def blocks(top: Block, key: str) -> list[tuple[str, Block]]:
