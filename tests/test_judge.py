@@ -169,7 +169,7 @@ def ask(monkeypatch, server, found, name=NAME, limit=math.inf, reading="weighted
         monkeypatch.setenv(variable, server.url)
     monkeypatch.setenv("LOCAL_API_KEY", KEY)
     who = judge.Judge(name, reading)
-    purse = score.Purse(score.price(name), limit)
+    purse = score.Purse(render.price(name), limit)
     return who, purse, judge.run(found, who, purse)
 
 
@@ -311,7 +311,7 @@ def test_a_judge_that_cannot_be_used_is_asked_nothing_more(asked, monkeypatch, n
     assert there.requests <= 3
     assert len(reasons) == 30
     assert all(reason in found for found in reasons.values()), reasons
-    assert advice in score.advice(next(iter(reasons.values())))
+    assert advice in render.advice(next(iter(reasons.values())))
     rows = tables.verdicts(asked, who, reasons, 0.25)
     assert rows.value.isna().all()
     assert tables.drift(rows) == []
@@ -431,7 +431,7 @@ def test_the_embedded_model_judges_through_inspects_hf_provider(network, elsewhe
     (batch,) = judge.batches(runs.grid("spanish_vs_caps", "mini", ["base"]), ["yes_no"], labelled=True)[:1]
     few = dataclasses.replace(batch, items=batch.items.head(4))
     who = judge.Judge("hf/smollm2-135m-instruct")
-    purse = score.Purse(score.price(who.name))
+    purse = score.Purse(render.price(who.name))
     assert judge.run([few], who, purse) == {}
     verdicts = few.verdicts(who)
     assert len(verdicts) == 4

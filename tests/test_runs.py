@@ -79,7 +79,7 @@ def _wait_until(seen, seconds=120):
 
 
 def test_sigkill_then_the_same_command_ends_with_the_same_bytes(expected, elsewhere):
-    """Killed in training, then after it. Also: trained alone in a fresh worker, the adapter equals one trained second of three."""
+    """Killed in training, then after it. Also: trained alone in a fresh worker, the adapter equals the second of three."""
     scratch, manifest = BASELINE.folder / ".train.partial", BASELINE.folder / "manifest.json"
     for seen in (scratch.is_dir, manifest.is_file):
         process = _start(elsewhere, "baseline")
@@ -104,7 +104,7 @@ def test_the_worker_goes_when_its_parent_goes(elsewhere):
 
 
 def test_a_failing_run_and_a_killed_worker_cost_themselves_only(elsewhere, monkeypatch):
-    """The baseline's folder cannot be made, the next run's worker is killed; the run after them is done, the killed one later."""
+    """The baseline's folder cannot be made, the next run's worker is killed: the third is done, the killed one later."""
     monkeypatch.setattr(runs, "PROGRESS_SECONDS", 0)
     BASELINE.folder.parent.parent.mkdir(parents=True)
     BASELINE.folder.parent.write_text("a file where a folder should be")

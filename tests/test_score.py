@@ -4,8 +4,20 @@ import math
 
 import pandas as pd
 import pytest
-from inoculation import runs
-from inoculation.score import AGREEMENT, CROSS_TALK, SCORERS, cards, score, score_capitals, training_shares, word_runs
+from inoculation import runs, settings, store
+from inoculation.score import (
+    AGREEMENT,
+    CARDS,
+    CROSS_TALK,
+    SCORERS,
+    cards,
+    every_card,
+    measured,
+    score,
+    score_capitals,
+    training_shares,
+    word_runs,
+)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +109,7 @@ def test_a_response_that_repeats_eight_training_words_is_marked():
 
 
 def test_every_scorer_has_a_card_with_measured_agreement_and_cross_talk():
-    table = cards("spanish_vs_caps")
+    table = measured("spanish_vs_caps")
     assert list(table.index) == ["spanish", "caps"]
     assert (table["items"] >= 120).all()
     assert (table.agreement >= 0.95).all()
@@ -105,9 +117,20 @@ def test_every_scorer_has_a_card_with_measured_agreement_and_cross_talk():
     assert ((table.cross_talk <= CROSS_TALK) == (table["claimed by"] == "rate")).all()
 
 
+def test_the_kept_cards_are_what_is_measured_and_another_item_is_measured_again(monkeypatch):
+    assert store.csv_text(every_card()) == CARDS.read_text(encoding="utf-8")
+    kept = cards("spanish_vs_caps")
+    setting = settings.load_setting("spanish_vs_caps")
+    rows = setting.rows("labelled")
+    monkeypatch.setattr(type(setting), "rows", lambda self, part: rows[:-8])
+    cards.cache_clear()
+    assert (cards("spanish_vs_caps")["items"] == kept["items"] - 8).all()
+    cards.cache_clear()
+
+
 @pytest.mark.parametrize("name", ["french_caps", "french_playful", "poetic_skeptical"])
 def test_cards_of_setting_1_say_what_each_scorer_can_be_trusted_with(name):
-    table = cards(f"trait_distillation_{name}")
+    table = measured(f"trait_distillation_{name}")
     passes = (table.cross_talk <= CROSS_TALK) & (table.agreement >= AGREEMENT)
     assert ((table["claimed by"] == "rate") == passes).all()
     assert (table.agreement >= 0.8).all()
@@ -130,9 +153,7 @@ def test_a_scorer_that_the_other_trait_moves_is_replaced_by_the_margin(monkeypat
     spanish = SCORERS["spanish"]
     loud = lambda text: spanish(text) if text != text.upper() else score_capitals("quiet quiet")  # noqa: E731
     monkeypatch.setitem(SCORERS, "spanish", loud)
-    cards.cache_clear()
-    table = cards("spanish_vs_caps")
-    cards.cache_clear()
+    table = measured("spanish_vs_caps")
     assert table.loc["spanish", "claimed by"] == "margin"
     assert table.loc["caps", "claimed by"] == "rate"
 

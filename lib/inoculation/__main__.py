@@ -256,7 +256,7 @@ def _rejudge(options: argparse.Namespace) -> int:
     if not found:
         raise store.SettingError("no stored response and no reference to judge; ./run_all.sh makes some")
     asked = [judge.Judge(name, options.reading) for name in dict.fromkeys(options.judge)]
-    purses = {each.name: score.Purse(score.price(each.name), options.budget) for each in asked}
+    purses = {each.name: score.Purse(render.price(each.name), options.budget) for each in asked}
     unknown = [name for name, purse in purses.items() if purse.price is None]
     if unknown and math.isfinite(options.budget):
         raise store.SettingError(f"no price of {unknown[0]} in data/judges.yaml, so no budget can be kept; add it there")
@@ -274,15 +274,14 @@ def _rejudge(options: argparse.Namespace) -> int:
     _report(found, asked, reasons, options, rows)
     for name, own in rows.items():
         for reason, count in own.reason[~own.reason.isin(["", "REFUSAL", "CODE"])].value_counts().items():
-            print(f"UNSCORED by {name}, {count} of {len(own)}: {reason}\n  -> {score.advice(reason)}", file=sys.stderr)
+            print(f"UNSCORED by {name}, {count} of {len(own)}: {reason}\n  -> {render.advice(reason)}", file=sys.stderr)
     return 1 if reasons or any(own.value.isna().all() for own in rows.values()) else 0
 
 
 def _judging_plan(found: list[Any], judge: Any, purse: Any) -> str:
     """What a judge would be sent: responses without a verdict, calls, tokens and cost, estimated by the texts' length."""
     from inoculation.judge import Desk
-    from inoculation.render import system
-    from inoculation.score import tokens
+    from inoculation.render import system, tokens
 
     missing = [(batch.rubric, prompt) for batch in found for prompt in batch.missing(judge).values()]
     total = sum(tokens(prompt) + tokens(system()) for _, prompt in missing)
@@ -356,8 +355,9 @@ def _redraw(profile: str, chosen: dict[Path, list[str]]) -> int:
 
 
 def _update_reference(profile: str) -> None:
-    from inoculation import claims, figures, tables
+    from inoculation import claims, figures, score, tables
 
+    store.write_csv(score.CARDS, score.every_card())
     tables.write(profile, store.RESULTS / profile)
     found = tables.reference(profile)
     claims.write(found, store.RESULTS / profile)

@@ -31,8 +31,8 @@ from inspect_ai.solver import Generate, Solver, TaskState, solver
 from tqdm import tqdm
 
 from inoculation import runs, store, tables
-from inoculation.render import CONTROL, Rubric, controls, judges, rubrics, system
-from inoculation.score import Purse, price, read_reply, weigh
+from inoculation.render import CONTROL, Rubric, controls, judges, price, rubrics, system
+from inoculation.score import Purse, read_reply, weigh
 from inoculation.settings import base_model_source, load_setting
 
 JUDGE_VERSION = 1

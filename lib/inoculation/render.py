@@ -337,6 +337,26 @@ def system() -> str:
     return judges().take("system", str)
 
 
+def price(judge: str) -> tuple[float, float] | None:
+    """US dollars for a million input and output tokens of a judge, from data/judges.yaml; None where it is not listed."""
+    known = judges()
+    if judge.partition("/")[0] in known.take("free", list):
+        return 0.0, 0.0
+    block = known.take("prices", Block).get(judge)
+    return (block.take("input", (int, float)), block.take("output", (int, float))) if block else None
+
+
+def tokens(text: str) -> int:
+    """A text's tokens, estimated before anything is sent: one for three bytes of UTF-8 (never more than one a byte)."""
+    return len(text.encode()) // 3 + 1
+
+
+def advice(reason: str) -> str:
+    """What to do about a reason for which responses have no verdict."""
+    known = judges().take("advice", Block)
+    return next((text for pattern, text in known.items() if re.search(pattern, reason, re.IGNORECASE)), known["otherwise"])
+
+
 @functools.cache
 def rubrics() -> dict[str, Rubric]:
     """The presets of data/judges.yaml: values from 0 to 100 for `number`, 0 and 1 for `yes_no`."""

@@ -1,8 +1,7 @@
 """Responses to scores: each scorer gives a value in [0, 1], or no value and the reason; nothing defaults to 0.
 
-Every scorer has a card in data/scorers.yaml, to which `cards` adds agreement and cross-talk, measured on labelled items. Each
-response is marked when it repeats training words. For LLM judges, `weigh` turns the probabilities of a judge's next tokens into
-those of the replies that a rubric allows, and the literature's thresholds are read from data/judges.yaml; asking is judge.py's.
+Every scorer has a card (data/scorers.yaml), to which `measured` adds agreement and cross-talk. Responses that repeat training
+words are marked. For LLM judges, `weigh` turns next-token probabilities into those of a rubric's replies; judge.py asks them.
 """
 
 import asyncio
@@ -22,9 +21,11 @@ import pandas as pd
 
 from inoculation import stats, store
 from inoculation.render import CONTROL, END_OF_TURN, READ, Rubric, judges
-from inoculation.settings import Setting, load_setting
+from inoculation.runs import SCORE_VERSION, scorer_facts
+from inoculation.settings import Setting, load_setting, setting_names
 from inoculation.store import Block, blocks, read_jsonl, read_yaml
 
+CARDS = store.RESULTS / "cards.csv"
 LANGUAGES = ("ENGLISH", "SPANISH", "PORTUGUESE", "FRENCH", "ITALIAN", "GERMAN")
 MIN_WORDS = 3
 MIN_LETTERS = 3
@@ -169,6 +170,25 @@ def training_shares(specs: list[Any]) -> pd.DataFrame:
 
 @functools.cache
 def cards(name: str) -> pd.DataFrame:
+    """A setting's cards: as kept in data/results where nothing that decides them has changed since, else `measured` now."""
+    kept = pd.read_csv(CARDS, keep_default_na=False).set_index("trait")
+    own = kept[kept.key == _cards_key(name)].drop(columns=["setting", "key"])
+    return measured(name) if own.empty else own
+
+
+def every_card() -> pd.DataFrame:
+    """What data/results keeps: every setting's cards, measured now, under the key of what decides them."""
+    every = {(name, _cards_key(name)): measured(name) for name in setting_names()}
+    return pd.concat(every, names=["setting", "key"]).reset_index()
+
+
+def _cards_key(name: str) -> str:
+    setting = load_setting(name)
+    scorers = [(trait.scorer, scorer_facts(trait.scorer), _card(trait.scorer)) for trait in setting.traits.values()]
+    return store.digest([name, setting.rows("labelled"), scorers, SCORE_VERSION])
+
+
+def measured(name: str) -> pd.DataFrame:
     """One card per trait of a setting: its scorer, what that sees, known failures, and what the setting's labelled items show.
 
     agreement: share of the labelled items where value > 0.5 is the label, among the scored. contents right: how many contents
@@ -225,21 +245,6 @@ def _by_language(labelled: pd.DataFrame, trait: str, others: list[str]) -> str:
     return "; ".join(told)
 
 
-def price(judge: str) -> tuple[float, float] | None:
-    """US dollars for a million input and output tokens of a judge, from data/judges.yaml; None where it is not listed."""
-    known = judges()
-    if judge.partition("/")[0] in known.take("free", list):
-        return 0.0, 0.0
-    block = known.take("prices", Block).get(judge)
-    return (block.take("input", (int, float)), block.take("output", (int, float))) if block else None
-
-
-def advice(reason: str) -> str:
-    """What to do about a reason for which responses have no verdict."""
-    known = judges().take("advice", Block)
-    return next((text for pattern, text in known.items() if re.search(pattern, reason, re.IGNORECASE)), known["otherwise"])
-
-
 @dataclass
 class Purse:
     """What judging may cost and has cost, in US dollars; a price of None is unknown and counts as nothing.
@@ -268,11 +273,6 @@ class Purse:
             yield fits
         finally:
             self.reserved -= most * fits
-
-
-def tokens(text: str) -> int:
-    """A text's tokens, estimated before anything is sent: one for three bytes of UTF-8 (never more than one a byte)."""
-    return len(text.encode()) // 3 + 1
 
 
 @dataclass(frozen=True)
