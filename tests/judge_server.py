@@ -12,7 +12,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 FAULTS = ("429", "500", "time-out", "truncated", "no log-probs")
-HANG_SECONDS = 3
+HANG_SECONDS = 5
 
 
 def verdict(prompt: str) -> int:

@@ -8,9 +8,9 @@ QUIET = lambda done, of: None  # noqa: E731
 SPEC = Spec("spanish_vs_caps", "baseline", 0, "mini")
 
 
-@pytest.mark.parametrize("temperature", [0, 0.7])
-def test_batches_of_one_and_eight_give_the_same_tokens(network, temperature):
-    sampling = {"temperature": temperature, "max_new_tokens": 16}
+def test_batches_of_one_and_eight_give_the_same_tokens(network):
+    """At temperature 0 doctor's own check asks the same."""
+    sampling = {"temperature": 0.7, "max_new_tokens": 16}
     one, eight = (sample(*network, SPEC.prompts[20:28], sampling, "key", QUIET, batch_size=size) for size in (1, 8))
     assert list(one.response) == list(eight.response)
     assert list(one.n_tokens) == list(eight.n_tokens)

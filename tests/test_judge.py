@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 
+import judge_server
 import pandas as pd
 import pytest
 import tenacity
@@ -176,9 +177,10 @@ def ask(monkeypatch, server, found, name=NAME, limit=math.inf, reading="weighted
 @pytest.mark.parametrize("name", [NAME, "vllm/faulty"])
 def test_faults_lose_nothing_and_count_nothing_twice(asked, monkeypatch, name):
     monkeypatch.setattr(judge, "WEIGHTED", judge.WEIGHTED.model_copy(update={"attempt_timeout": 1}))
+    monkeypatch.setattr(judge_server, "HANG_SECONDS", 1.5)
     # As many tries, a tenth of the wait between them.
-    patient = tenacity.wait_exponential_jitter.__call__
-    monkeypatch.setattr(tenacity.wait_exponential_jitter, "__call__", lambda self, state: patient(self, state) / 10)
+    for wait in (tenacity.wait_exponential_jitter, tenacity.wait_fixed):
+        monkeypatch.setattr(wait, "__call__", lambda self, state, whole=wait.__call__: whole(self, state) / 10)
     few = [dataclasses.replace(batch, items=batch.items.head(9)) for batch in asked]
     with JudgeServer(faults=0.5, most=1, seed=3, splits=name != NAME) as server:
         who, purse, reasons = ask(monkeypatch, server, few, name)
