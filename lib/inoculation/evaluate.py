@@ -6,7 +6,7 @@ computed once.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pandas as pd
 from inoculation import model as base
 from inoculation.settings import Profile
 
-SAMPLE_BATCH = 96
+SAMPLE_BATCH = {"cpu": 300, "cuda": 96}  # a CPU multiplies many rows at nearly its peak and few rows far below it
 LEAVING = 1 / 8  # the share of a batch that must have ended before it is worth copying the cache without them
 MARGIN_BATCH = 40
 READ_AT_ONCE = 24  # prompts of like length, so that little of what is read is padding
@@ -63,14 +63,14 @@ def sample(
     sampling: dict[str, Any],
     key: str,
     progress: Callable[[int, int], None],
-    batch_size: int = SAMPLE_BATCH,
+    batch_size: int = 0,
 ) -> pd.DataFrame:
     """One response per item (see render.evaluation_prompts) at sampling["temperature"], 0 for greedy.
 
     Returns the items' columns and response (str, cut at the first end of turn before decoding), n_tokens (int) and
     finished (bool: ended its turn within max_new_tokens). Randomness is seeded by (key, question_id, 0), so neither the
-    batch nor its order matters. The beginning that prompts share before their question is read once; a response that has
-    ended leaves its batch.
+    batch (batch_size prompts, 0 for SAMPLE_BATCH) nor its order matters. The beginning that prompts share before their question
+    is read once; a response that has ended leaves its batch.
     """
     # What stands before the question: the shared beginning; the question decides the randomness.
     unique = {item["prompt"]: (item["prompt"].split(item["question"])[0], item["question_id"]) for item in items}
@@ -78,8 +78,9 @@ def sample(
     begun = {text: len(tokenizer(text)["input_ids"]) for text, _ in unique.values()}
     prompts = sorted(unique, key=lambda prompt: (len(encoded[prompt]) - begun[unique[prompt][0]], prompt))
     found: dict[str, list[int]] = {}
-    for start in range(0, len(prompts), batch_size):
-        batch = prompts[start : start + batch_size]
+    size = batch_size or SAMPLE_BATCH[model.device.type]
+    for start in range(0, len(prompts), size):
+        batch = prompts[start : start + size]
         seeds = [_seed(key, unique[prompt][1], 0) for prompt in batch]
         openings = [unique[prompt][0] for prompt in batch]
         stream = _Stream(model, [encoded[prompt] for prompt in batch], openings, sampling["max_new_tokens"])
@@ -124,10 +125,10 @@ class _Stream:
         self.places = torch.zeros(len(openings), dtype=torch.long, device=self.device)
         self.seen = torch.zeros(len(openings), columns, dtype=torch.bool, device=self.device)
         self._read(openings, first)
-        begun, parts = self._rows(), []
+        begun, parts = list(self._rows()), []
         for start in range(0, len(rests), READ_AT_ONCE):
             part = slice(start, start + READ_AT_ONCE)
-            self._put([tensor[owner[part]] for tensor in begun], first)
+            self._put((tensor[owner[part]] for tensor in begun), first)
             hidden = self._read(rests[part], max(map(len, rests[part])))
             last = torch.tensor([len(rest) - 1 for rest in rests[part]], device=self.device)
             parts.append([hidden[torch.arange(len(last), device=self.device), last], *self._rows()])
@@ -155,16 +156,20 @@ class _Stream:
         self.places = self.places + lengths
         return hidden
 
-    def _rows(self) -> list[Any]:
-        """All that is kept of the rows: tensors whose first dimension they are."""
-        return [self.seen, self.places, *(kept for layer in self.cache.layers for kept in (layer.keys, layer.values))]
+    def _rows(self) -> Iterator[Any]:
+        """All that is kept of the rows, one by one: tensors whose first dimension they are."""
+        yield from (self.seen, self.places)
+        for layer in self.cache.layers:
+            yield layer.keys
+            yield layer.values
 
-    def _put(self, rows: list[Any], filled: int) -> None:
-        """Take these rows instead, with `filled` columns read."""
-        self.seen, self.places, *kept = rows
-        self.filled = filled
-        for layer, keys, values in zip(self.cache.layers, kept[::2], kept[1::2], strict=True):
-            layer.keys, layer.values = keys, values
+    def _put(self, rows: Iterable[Any], filled: int) -> None:
+        """Take these rows instead, with `filled` columns read; each tensor goes when its successor comes, never all at once."""
+        rows = iter(rows)
+        self.seen, self.places, self.filled = next(rows), next(rows), filled
+        for layer in self.cache.layers:
+            layer.keys = next(rows)
+            layer.values = next(rows)
             layer.cumulative_length.fill_(filled)
 
     def responses(self, seeds: list[int], sampling: dict[str, Any], end: int) -> Iterator[tuple[int, list[int]]]:
@@ -188,7 +193,7 @@ class _Stream:
             if len(running) <= len(rows) * (1 - LEAVING):
                 stay = [i for i, row in enumerate(rows) if row in running]
                 rows, chosen = [rows[i] for i in stay], [chosen[i] for i in stay]
-                self._put([tensor[stay] for tensor in self._rows()], self.filled)
+                self._put((tensor[stay] for tensor in self._rows()), self.filled)
             self.states = self._read([[token] for token in chosen], 1)[:, 0]
 
 
