@@ -8,9 +8,9 @@ QUIET = lambda done, of: None  # noqa: E731
 SPEC = Spec("spanish_vs_caps", "baseline", 0, "mini")
 
 
-def test_batches_of_one_and_eight_give_the_same_tokens(network):
-    """At temperature 0 doctor's own check asks the same."""
-    sampling = {"temperature": 0.7, "max_new_tokens": 16}
+@pytest.mark.parametrize("temperature", [0, 0.7])
+def test_batches_of_one_and_eight_give_the_same_tokens(network, temperature):
+    sampling = {"temperature": temperature, "max_new_tokens": 16}
     one, eight = (sample(*network, SPEC.prompts[20:28], sampling, "key", QUIET, batch_size=size) for size in (1, 8))
     assert list(one.response) == list(eight.response)
     assert list(one.n_tokens) == list(eight.n_tokens)
@@ -49,7 +49,7 @@ def test_a_response_ends_at_the_first_end_of_turn(network, monkeypatch):
 
 def test_greedy_responses_are_those_of_generate(network):
     model, tokenizer = network
-    items = SPEC.prompts[20:28]
+    items = SPEC.prompts[20:32]
     found = sample(model, tokenizer, items, {"temperature": 0, "max_new_tokens": 12}, "key", QUIET)
     for item, response in zip(items, found.response, strict=True):
         ids = tokenizer(item["prompt"], return_tensors="pt")

@@ -431,12 +431,12 @@ def test_a_preset_runs_by_hand_and_inspect_reads_the_log(elsewhere, monkeypatch)
 
 def test_the_embedded_model_judges_through_inspects_hf_provider(network, elsewhere):
     (batch,) = judge.batches(runs.grid("spanish_vs_caps", "mini", ["base"]), ["yes_no"], labelled=True)[:1]
-    few = dataclasses.replace(batch, items=batch.items.head(2))
+    few = dataclasses.replace(batch, items=batch.items.head(4))
     who = judge.Judge("hf/smollm2-135m-instruct")
     purse = score.Purse(render.price(who.name))
     assert judge.run([few], who, purse) == {}
     verdicts = few.verdicts(who)
-    assert len(verdicts) == 2
+    assert len(verdicts) == 4
     assert all(set(entry["masses"]) <= {"YES", "NO"} for entry in verdicts.values())
     assert all(0 < sum(entry["masses"].values()) <= 1 + 1e-6 for entry in verdicts.values())
     assert max(entry["calls"] for entry in verdicts.values()) > 1

@@ -16,7 +16,7 @@ import pandas as pd
 from inoculation import model as base
 from inoculation.settings import Profile
 
-SAMPLE_BATCH = {"cpu": 300, "cuda": 96}  # a CPU multiplies many rows at nearly its peak and few rows far below it
+SAMPLE_BATCH = 96
 LEAVING = 1 / 8  # the share of a batch that must have ended before it is worth copying the cache without them
 MARGIN_BATCH = 40
 READ_AT_ONCE = 24  # prompts of like length, so that little of what is read is padding
@@ -63,14 +63,14 @@ def sample(
     sampling: dict[str, Any],
     key: str,
     progress: Callable[[int, int], None],
-    batch_size: int = 0,
+    batch_size: int = SAMPLE_BATCH,
 ) -> pd.DataFrame:
     """One response per item (see render.evaluation_prompts) at sampling["temperature"], 0 for greedy.
 
     Returns the items' columns and response (str, cut at the first end of turn before decoding), n_tokens (int) and
     finished (bool: ended its turn within max_new_tokens). Randomness is seeded by (key, question_id, 0), so neither the
-    batch (batch_size prompts, 0 for SAMPLE_BATCH) nor its order matters. The beginning that prompts share before their question
-    is read once; a response that has ended leaves its batch.
+    batch nor its order matters. The beginning that prompts share before their question is read once; a response that has
+    ended leaves its batch.
     """
     # What stands before the question: the shared beginning; the question decides the randomness.
     unique = {item["prompt"]: (item["prompt"].split(item["question"])[0], item["question_id"]) for item in items}
@@ -78,9 +78,8 @@ def sample(
     begun = {text: len(tokenizer(text)["input_ids"]) for text, _ in unique.values()}
     prompts = sorted(unique, key=lambda prompt: (len(encoded[prompt]) - begun[unique[prompt][0]], prompt))
     found: dict[str, list[int]] = {}
-    size = batch_size or SAMPLE_BATCH[model.device.type]
-    for start in range(0, len(prompts), size):
-        batch = prompts[start : start + size]
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
         seeds = [_seed(key, unique[prompt][1], 0) for prompt in batch]
         openings = [unique[prompt][0] for prompt in batch]
         stream = _Stream(model, [encoded[prompt] for prompt in batch], openings, sampling["max_new_tokens"])

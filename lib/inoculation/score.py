@@ -170,7 +170,7 @@ def training_shares(specs: list[Any]) -> pd.DataFrame:
 
 @functools.cache
 def cards(name: str) -> pd.DataFrame:
-    """A setting's cards: as kept in data/results where nothing that decides them has changed since, else `measured` now."""
+    """A setting's cards: as kept in data/results for these items, descriptions and SCORE_VERSION, else `measured` now."""
     kept = pd.read_csv(CARDS, keep_default_na=False).set_index("trait")
     own = kept[kept.key == _cards_key(name)].drop(columns=["setting", "key"])
     return measured(name) if own.empty else own
