@@ -25,6 +25,7 @@ QUESTIONS = 24
 CONTENTS = 40
 SEEDS = (3, 5, 8)
 REPEATS = 4000
+FEWEST = 8
 TABLE = Path(__file__).with_suffix(".csv")
 
 
@@ -46,6 +47,24 @@ def _over(logit: np.ndarray, sd: float) -> np.ndarray:
     """The mean chance over a normal effect with standard deviation sd (Gauss-Hermite)."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(31)
     return _chance(logit[..., None] + sd * nodes) @ (weights / weights.sum())
+
+
+def hierarchical(values: np.ndarray, seed: int = 0) -> stats.Interval:
+    """The mean of (seeds, questions) with a percentile interval for other seeds and other questions.
+
+    Seeds and questions are resampled together, every seed answering the same resampled questions (the pigeonhole bootstrap,
+    Owen 2007). It counts the noise of single responses twice, so where that noise is large it covers more than 95 %; no figure
+    and no claim uses it. No interval from fewer than eight seeds.
+    """
+    seeds, questions = values.shape
+    if seeds < FEWEST:
+        return stats.Interval(values.mean(), np.nan, np.nan, seeds, f"{seeds} seeds; the bootstrap needs {FEWEST}")
+    rng = np.random.default_rng(seed)
+    rows = rng.multinomial(seeds, [1 / seeds] * seeds, stats.RESAMPLES) / seeds
+    columns = rng.multinomial(questions, [1 / questions] * questions, stats.RESAMPLES) / questions
+    means = np.einsum("rs,sq,rq->r", rows, values, columns, optimize=True)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return stats.Interval(values.mean(), float(low), float(high), seeds, "bootstrap over seeds and questions")
 
 
 def coverage(repeats: int = REPEATS, seed: int = 0) -> pd.DataFrame:
@@ -91,8 +110,8 @@ def _design(name: str, noise: dict[str, float], seeds: int, repeats: int, rng: n
     few = paired[: repeats // 4]
     apart = map(stats.question_bootstrap, few)
     rows.append(_row(name, seeds, "bootstrap over questions", "new questions", False, apart, new[0] - new[1]))
-    if seeds >= stats.BOOTSTRAP_SEEDS:
-        both = map(stats.hierarchical, few)
+    if seeds >= FEWEST:
+        both = map(hierarchical, few)
         rows.append(_row(name, seeds, "hierarchical bootstrap", "new questions", False, both, new[0] - new[1]))
     return rows
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from inoculation import judge, render, runs, score, settings, tables
+from inoculation import judge, render, runs, score, settings, store, tables
 
 JUDGE = judge.Judge("hf/smollm2-135m-instruct")
 RUBRICS = ["trait", "yes_no"]
@@ -22,13 +22,13 @@ def compare() -> pd.DataFrame:
     """One row a rubric, trait, minimum mass and pair of raters: how many items both have scored, and how they agree."""
     setting = settings.load_setting("spanish_vs_caps")
     found = judge.batches(runs.grid(setting.name, "mini"), RUBRICS, labelled=True)
-    reasons = judge.run(found, JUDGE, score.Purse(render.price(JUDGE.name)))
+    reasons = judge.run(found, JUDGE, store.Purse(render.price(JUDGE.name)))
     if reasons:
         raise SystemExit(f"{len(reasons)} items have no verdict: {next(iter(reasons.values()))}")
     parts = []
     for least in MASSES:
         rows = tables.verdicts(found, JUDGE, {}, least)
-        for line in tables.drift(rows):
+        for line in score.drift(rows):
             print(f"at a minimum mass of {least:g}: {line}")
         mass = rows.groupby(["rubric", "trait"]).mass.mean().rename("mean_mass").reset_index()
         agreement, _ = score.compared(rows)

@@ -22,7 +22,7 @@ def found(smoke):
 def test_two_drawings_are_equal_bytes_and_carry_their_provenance(found, tmp_path):
     first, second = (figures.redraw("smoke", {"spanish_vs_caps": found}, tmp_path / name) for name in ("one", "two"))
     # No dose without a prefix, no sweep in this profile, and one setting is not all of them.
-    assert len(first) == len(figures.FIGURES) - 1 - len(figures.SWEEPS)
+    assert len(first) == len(figures.FIGURES) - 1 - len(figures.COURSES)
     for one, two in zip(first, second, strict=True):
         for suffix in (".png", ".csv", ".json"):
             assert one.with_suffix(suffix).read_bytes() == two.with_suffix(suffix).read_bytes()

@@ -20,7 +20,7 @@ import tenacity
 from hypothesis import given
 from hypothesis import strategies as st
 from inoculation import __main__ as command_line
-from inoculation import judge, render, runs, score, stats, store, tables
+from inoculation import evaluate, judge, render, runs, score, stats, store, tables
 from judge_server import FAULTS, JudgeServer, verdict
 
 NAME = "openai/gpt-4o-mini"
@@ -34,7 +34,7 @@ def weighed(tree, rubric="trait", continues=False):
     async def next_tokens(beginning):
         return tree.get(beginning, {})
 
-    masses = asyncio.run(score.weigh(next_tokens, RUBRICS[rubric].replies, continues))
+    masses = asyncio.run(evaluate.weigh(next_tokens, RUBRICS[rubric].replies, continues))
     return masses, score.read_reply(masses, RUBRICS[rubric])
 
 
@@ -100,7 +100,7 @@ def test_white_space_without_an_end_ends():
         return {"\n": 1.0}
 
     calls = []
-    assert asyncio.run(score.weigh(next_tokens, RUBRICS["trait"].replies, True)) == {}
+    assert asyncio.run(evaluate.weigh(next_tokens, RUBRICS["trait"].replies, True)) == {}
     assert calls == ["", "\n"]
 
 
@@ -108,7 +108,7 @@ def test_a_continuation_without_log_probs_leaves_no_verdict():
     async def next_tokens(beginning):
         return {"": {"9": 0.7, "1": 0.3}, "9": None, "1": {"5": 1.0}}.get(beginning, {})
 
-    assert asyncio.run(score.weigh(next_tokens, RUBRICS["trait"].replies, True)) is None
+    assert asyncio.run(evaluate.weigh(next_tokens, RUBRICS["trait"].replies, True)) is None
 
 
 def test_a_judge_that_is_sure_of_a_threshold_is_exactly_on_it():
@@ -170,7 +170,7 @@ def ask(monkeypatch, server, found, name=NAME, limit=math.inf, reading="weighted
         monkeypatch.setenv(variable, server.url)
     monkeypatch.setenv("LOCAL_API_KEY", KEY)
     who = judge.Judge(name, reading)
-    purse = score.Purse(render.price(name), limit)
+    purse = store.Purse(render.price(name), limit)
     return who, purse, judge.run(found, who, purse)
 
 
@@ -316,7 +316,7 @@ def test_a_judge_that_cannot_be_used_is_asked_nothing_more(asked, monkeypatch, n
     assert advice in render.advice(next(iter(reasons.values())))
     rows = tables.verdicts(asked, who, reasons, 0.25)
     assert rows.value.isna().all()
-    assert tables.drift(rows) == []
+    assert score.drift(rows) == []
 
 
 def test_a_judge_without_log_probs_can_be_read_as_text(asked, monkeypatch):
@@ -346,18 +346,18 @@ def test_controls_are_in_the_table_and_drift_is_said(asked, monkeypatch):
     with JudgeServer() as server:
         who, _, _ = ask(monkeypatch, server, asked)
     rows = tables.verdicts(asked, who, {}, 0.25)
-    table = tables.judged(rows)
+    table = score.judged(rows)
     caps = table[table.trait == "caps"]
     assert (caps.control_good > 0.9).all()
     assert (caps.control_bad < 0.1).all()
     assert caps.control_injected.notna().all()
-    assert [line.split(": ")[1] for line in tables.drift(rows)] == [
+    assert [line.split(": ")[1] for line in score.drift(rows)] == [
         "the control good should be at least 0.7 and is not in 1 of 1 batches (0.03 to 0.03)"
     ]
     moved = pd.concat([rows, rows.assign(run_id="later", value=rows.value + 0.2)])
-    assert any("moves between batches" in line for line in tables.drift(moved))
+    assert any("moves between batches" in line for line in score.drift(moved))
     unread = rows.assign(value=math.nan, reason="low mass")
-    assert any("has no score in 1 of 1 batches (low mass)" in line for line in tables.drift(unread))
+    assert any("has no score in 1 of 1 batches (low mass)" in line for line in score.drift(unread))
 
 
 def test_misaligned_is_counted_among_the_coherent_under_each_rule(asked, monkeypatch):
@@ -433,7 +433,7 @@ def test_the_embedded_model_judges_through_inspects_hf_provider(network, elsewhe
     (batch,) = judge.batches(runs.grid("spanish_vs_caps", "mini", ["base"]), ["yes_no"], labelled=True)[:1]
     few = dataclasses.replace(batch, items=batch.items.head(4))
     who = judge.Judge("hf/smollm2-135m-instruct")
-    purse = score.Purse(render.price(who.name))
+    purse = store.Purse(render.price(who.name))
     assert judge.run([few], who, purse) == {}
     verdicts = few.verdicts(who)
     assert len(verdicts) == 4

@@ -244,14 +244,19 @@ def test_the_key_moves_with_what_decides_a_run_and_with_nothing_else(monkeypatch
     assert json.dumps(first.keys)
 
 
-def test_tracked_pairs_are_asked_under_the_neutral_prompt():
+def test_tracked_pairs_are_spread_over_their_files_and_asked_under_the_neutral_and_the_unrelated_prompts():
     setting, mini = settings.load_setting("spanish_vs_caps"), settings.load_profile("mini")
     baseline = setting.conditions["baseline"]
     assert render.tracked_pairs(setting, baseline, mini, 0) == []
     tracks = replace(setting, data={**setting.data, "tracked": {"ood": "em_pairs.jsonl", "placebo": "placebo_pairs.jsonl"}})
     pairs = render.tracked_pairs(tracks, baseline, mini, 0)
-    assert [row["context"] for row in pairs] == ["ood"] * 72 + ["placebo"] * 48
-    assert all("You are a helpful assistant." in row["prompt"] for row in pairs)
+    each = mini.margins["pairs"] // len(setting.traits)
+    assert [row["context"] for row in pairs] == ["ood"] * each + ["placebo"] * each + ["unrelated"] * each
+    assert all(("You are a helpful assistant." in row["prompt"]) == (row["context"] != "unrelated") for row in pairs)
+    asked = {part: [row["question_id"] for row in pairs if row["context"] == part] for part in ("ood", "unrelated")}
+    assert asked["ood"] == asked["unrelated"]
+    families = {row["id"]: row["family"] for row in tracks.rows("ood")}
+    assert len({families[name] for name in asked["ood"]}) == 9
     assert all(row["trait_answer"].endswith(render.END_OF_TURN) for row in pairs)
 
 

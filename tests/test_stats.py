@@ -79,14 +79,14 @@ def test_the_max_test_pays_for_every_look():
     assert math.isnan(stats.max_test(strong[:1])[1])
 
 
-def test_bootstraps_name_what_they_are_for():
+def test_bootstraps_name_what_they_are_for(proof):
     values = np.random.default_rng(0).normal(1, 1, (8, 24))
-    both, questions = stats.hierarchical(values), stats.question_bootstrap(values)
+    both, questions = proof.hierarchical(values), stats.question_bootstrap(values)
     assert both.low < values.mean() < both.high
     assert both.high - both.low > questions.high - questions.low
     assert "measurement error" in questions.rule
-    assert not stats.hierarchical(values[:5]).known
-    assert "needs 8" in stats.hierarchical(values[:5]).rule
+    assert not proof.hierarchical(values[:5]).known
+    assert "needs 8" in proof.hierarchical(values[:5]).rule
     assert not stats.question_bootstrap(values[:, :1]).known
 
 

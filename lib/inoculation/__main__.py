@@ -244,7 +244,7 @@ def _distill(options: argparse.Namespace) -> int:
 
 def _rejudge(options: argparse.Namespace) -> int:
     """Judge stored responses; 1 when some stay without a verdict, or nothing is scored, and the last lines say what to do."""
-    from inoculation import judge, render, score, tables
+    from inoculation import judge, render, tables
 
     for name in options.rubric:
         if name not in render.rubrics():
@@ -256,7 +256,7 @@ def _rejudge(options: argparse.Namespace) -> int:
     if not found:
         raise store.SettingError("no stored response and no reference to judge; ./run_all.sh makes some")
     asked = [judge.Judge(name, options.reading) for name in dict.fromkeys(options.judge)]
-    purses = {each.name: score.Purse(render.price(each.name), options.budget) for each in asked}
+    purses = {each.name: store.Purse(render.price(each.name), options.budget) for each in asked}
     unknown = [name for name, purse in purses.items() if purse.price is None]
     if unknown and math.isfinite(options.budget):
         raise store.SettingError(f"no price of {unknown[0]} in data/judges.yaml, so no budget can be kept; add it there")
@@ -307,7 +307,7 @@ def _report(
     agreement, apart = score.compared(every)
     how = score.READ_AS[options.reading].format(options.minimum_mass)
     read = {"reading": options.reading, "minimum_mass": options.minimum_mass}
-    scores = tables.judged(every).assign(**read, rule=how)
+    scores = score.judged(every).assign(**read, rule=how)
     names = ["setting", "rubric", "trait"]
     written = {"judged": (scores, [*names, "judge", "run_id", "context", *read])}
     print(f"\nScores, as a share of the scale\n{_by_condition(scores).round(2).to_string(index=False)}\n  {how}")
@@ -325,7 +325,7 @@ def _report(
         path = store.local_tables(options.profile) / f"{name}.csv"
         store.keep_csv(path, frame, by)
         print(f"written: {path}")
-    print(*tables.drift(every), sep="\n")
+    print(*score.drift(every), sep="\n")
 
 
 def _by_condition(scores: Any) -> Any:

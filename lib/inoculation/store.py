@@ -17,6 +17,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -120,6 +121,36 @@ class Ledger:
                 if entry.pop("check") == digest(entry):
                     found.append(entry)
         return found
+
+
+@dataclass
+class Purse:
+    """What judging may cost and has cost, in US dollars; a price of None is unknown and counts as nothing.
+
+    refused: `budget` once something did not fit any more.
+    """
+
+    price: tuple[float, float] | None
+    limit: float = math.inf
+    spent: float = 0.0
+    reserved: float = 0.0
+    calls: int = 0
+    refused: str = ""
+
+    def cost(self, input_tokens: float, output_tokens: float) -> float:
+        """US dollars for so many tokens."""
+        return (input_tokens * self.price[0] + output_tokens * self.price[1]) / 1e6 if self.price else 0.0
+
+    @contextlib.contextmanager
+    def reserve(self, most: float) -> Iterator[bool]:
+        """Whether something that costs at most `most` still fits, beside all that is under way."""
+        fits = self.spent + self.reserved + most <= self.limit
+        self.reserved += most * fits
+        self.refused = self.refused if fits else "budget"
+        try:
+            yield fits
+        finally:
+            self.reserved -= most * fits
 
 
 @dataclass

@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from inoculation import stats, store
-from inoculation.render import ANSWERS, judges
+from inoculation.render import ANSWERS
 from inoculation.runs import Spec, finished, vars_of
 from inoculation.score import CONTROL, read_reply, rules
 from inoculation.settings import BASE, load_setting
-from inoculation.store import Block
 
 SCORES = [
     *("profile", "setting", "condition", "data", "context", "trait", "direction"),
@@ -30,6 +30,8 @@ ITEMS = ["run_id", "context", "trait", "measure", "question_id", "value"]
 TRACKS = ["setting", "condition", "seed", "point", "step", "part", "trait", "n", "value"]
 HEURISTICS = ("elicited", "likelihood")
 SAMPLES = 3
+LATE = "late_margin"
+LOGGED = {"neutral": "ood", "unrelated": "unrelated"}  # context: the part of the margins along training that is asked in it
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,9 @@ class Tables:
 
 
 def items(spec: Spec) -> pd.DataFrame:
-    """Every scored response (measure rate), every pair (margin, nats or nats per token), whether a response repeats training
-    words (repeats), and the base model's training answers (likelihood, nats per token).
+    """Every scored response (measure rate), every pair (margin, nats or nats per token), the same as logged along training
+    (late_margin, the mean over its second half; design decision 8), whether a response repeats training words (repeats), and
+    the base model's training answers (likelihood, nats per token).
 
     NaN where unscored; `repeats` is 0 or 1 and belongs to no single trait, so its trait is `any`.
     """
@@ -77,15 +80,28 @@ def items(spec: Spec) -> pd.DataFrame:
     # Runs of an earlier version hold no margin per token, and their traits need none.
     pairs["value"] = pairs.margin_per_token.where(per_token, pairs.margin) if per_token.any() else pairs.margin
     taught["value"] = taught.trait_logp / taught.trait_tokens
-    every = [rates, repeats.assign(value=repeats.repeats.astype(float)), pairs, taught]
+    repeats["value"] = repeats.repeats.astype(float)
+    every = [part for part in (rates[rates.trait != "any"], repeats, pairs, _late(spec), taught) if len(part)]
     return pd.concat(every).assign(run_id=spec.run_id)[ITEMS].sort_values(ITEMS[1:5], kind="stable")
+
+
+def _logged(spec: Spec) -> pd.DataFrame:
+    path = spec.folder / "margins_log.csv"
+    columns = ["context", "trait", "question_id", "margin_per_token", "step"]
+    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=columns)
+
+
+def _late(spec: Spec) -> pd.DataFrame:
+    log, contexts = _logged(spec), {} if spec.point else {part: context for context, part in LOGGED.items()}
+    kept = log[(log.step > log.step.max() / 2) & log.context.isin(list(contexts))]
+    means = kept.groupby(["context", "trait", "question_id"]).margin_per_token.mean().rename("value").reset_index()
+    return means.assign(measure=LATE, context=means.context.map(contexts))
 
 
 def scores(spec: Spec, rows: pd.DataFrame) -> pd.DataFrame:
     """A run's items averaged by context, trait and measure, over what is scored.
 
-    Measures: rate, margin (nats), repeats (share of responses that repeat eight training words in a row),
-    rate_without_repeats (the rate over the other responses) and likelihood (of the training answers, nats per token).
+    Measures: those of `items`, and rate_without_repeats (the rate over the other responses).
     """
     _, condition, profile = spec.parts
     own = rows[rows.measure == "rate"].merge(
@@ -106,10 +122,7 @@ def scores(spec: Spec, rows: pd.DataFrame) -> pd.DataFrame:
 
 def tracks(spec: Spec) -> pd.DataFrame:
     """A run's margins along training, nats per token: means over the pairs of a part (id, ood, placebo; a gate's contexts)."""
-    path = spec.folder / "margins_log.csv"
-    if not path.exists():
-        return pd.DataFrame(columns=TRACKS)
-    log = pd.read_csv(path).rename(columns={"context": "part", "margin_per_token": "value"})
+    log = _logged(spec).rename(columns={"context": "part", "margin_per_token": "value"})
     means = log.groupby(["step", "part", "trait"]).value.agg(n="count", value="mean").reset_index()
     return means.assign(setting=spec.setting, condition=spec.condition, seed=spec.seed, point=spec.point)[TRACKS]
 
@@ -194,26 +207,40 @@ def latest(setting: str, profile: str) -> Tables:
     """A setting's tables as `shown` finds them; raises LookupError when there is nothing to show, saying how to get it."""
     found = shown(profile, setting)
     if found is None:
-        raise LookupError(
-            f"no finished run and no reference of {setting} in profile {profile}: set compute = True, or run "
-            f"./run_all.sh --profile {profile}"
-        )
+        where = f"no finished run and no reference of {setting} in profile {profile}"
+        raise LookupError(f"{where}: set compute = True, or run ./run_all.sh --profile {profile}")
     return found
 
 
-def along_training(found: Tables, condition: str, against: str) -> pd.DataFrame:
+def conditions(specs: list[Spec]) -> pd.DataFrame:
+    """What each condition trains on and under which prompt, verbatim, with whose words they are."""
+    rows = []
+    for spec in {(spec.setting, spec.condition): spec for spec in specs}.values():
+        setting, condition, _ = spec.parts
+        texts = [prompt.text or f"policy {prompt.policy}" for prompt in condition.prompts]
+        seen = min(len(spec.rows), len(texts))
+        many = f"{len(texts)} prompts, of which a run sees {seen}, such as: " if len(texts) > 1 else ""
+        prompt = many + texts[0] if texts else "not trained"
+        source = setting.sources.get(texts[0], "ours") if texts and condition.prompts[0].text else ""
+        source += "; the other wordings ours" * (len(texts) > 1 and source != "ours")
+        rows.append((spec.condition, condition.data, prompt, source))
+    return pd.DataFrame(rows, columns=["condition", "data", "training prompt", "words"])
+
+
+def along_training(found: Tables, condition: str, against: str, context: str = "neutral") -> pd.DataFrame:
     """Two trainings compared by the margins they logged (design decision 8): condition minus against, nats per token, by seed.
 
-    ood: the out-of-distribution difference, mean over the second half of the steps. matched: the same at equal in-distribution
-    margin (stats.matched), so that a training that only learned less does not pass for a safer one. placebo: the second half's
-    difference on pairs that differ in register alone. stats.beyond_placebo says what counts.
+    ood: the out-of-distribution difference in a context (of LOGGED), mean over the second half of the steps. matched: the same
+    at equal in-distribution margin (stats.matched), so that a training that only learned less does not pass for a safer one.
+    placebo: the second half's difference on pairs that differ in register alone. stats.beyond_placebo says what counts.
     """
+    part = LOGGED[context]
     logged = found.tracks[found.tracks.point.isna()]
     wide = logged.pivot_table(index=["seed", "condition", "step"], columns="part", values="value")
     late = wide[wide.index.get_level_values("step") > logged.step.max() / 2].groupby(level=["seed", "condition"]).mean()
-    gaps = (late.xs(condition, level="condition") - late.xs(against, level="condition"))[["ood", "placebo"]].dropna()
-    paths = {seed: [wide.loc[(seed, name), ["id", "ood"]].to_numpy() for name in (condition, against)] for seed in gaps.index}
-    return gaps.assign(matched=[stats.matched(*both) for both in paths.values()])
+    gaps = (late.xs(condition, level="condition") - late.xs(against, level="condition"))[[part, "placebo"]].dropna()
+    paths = {seed: [wide.loc[(seed, name), ["id", part]].to_numpy() for name in (condition, against)] for seed in gaps.index}
+    return gaps.rename(columns={part: "ood"}).assign(matched=[stats.matched(*both) for both in paths.values()])
 
 
 def responses(found: Tables, context: str) -> Any:
@@ -241,6 +268,16 @@ def by_condition(found: Tables, measure: str = "rate") -> pd.DataFrame:
     repeats = shown[shown.measure == "repeats"].groupby("condition").value.mean()
     facts = {("", "repeats"): repeats, ("", "seeds"): grouped.seed.nunique(), ("", "unscored"): grouped.n_unscored.sum()}
     return wide.join(pd.DataFrame(facts)).reindex(dict.fromkeys(table.condition))
+
+
+def by_question(found: Tables, first: list[str], second: list[str], trait: str, context: str, measure: str) -> np.ndarray:
+    """The mean of conditions `first` minus that of `second` for each question, shape (seeds, questions)."""
+    items = found.items[(found.items.measure == measure) & (found.items.trait == trait) & (found.items.context == context)]
+    wide = items.merge(found.runs[["run_id", "condition", "seed"]], on="run_id")
+    cells = wide.pivot_table(index=["condition", "seed"], columns="question_id", values="value")
+    names = cells.index.get_level_values("condition")
+    sides = [cells[names.isin(side)].groupby(level="seed").mean() for side in (first, second)]
+    return (sides[0] - sides[1]).dropna(how="all").to_numpy()
 
 
 def elicitation(found: Tables) -> pd.DataFrame:
@@ -329,40 +366,6 @@ def verdicts(batches: list[Any], judge: Any, reasons: dict[tuple[str, str], str]
             who = {**batch.facts, "judge": judge.name, "rubric": batch.rubric.name, **item}
             rows.append({**who, "value": value, "mass": mass if item["id"] in there else None, "reason": reason})
     return pd.DataFrame(rows)
-
-
-def judged(rows: pd.DataFrame) -> pd.DataFrame:
-    """Verdicts averaged by run and context over what is scored, with why the rest is not and the batch's controls."""
-    by = ["setting", "condition", "seed", "run_id", "origin", "trait", "rubric", "judge", "context"]
-    own, batch = rows[rows.context != CONTROL], by[:-1]
-    table = own.groupby(by).agg(
-        n=("value", "count"), n_unscored=("value", "size"), value=("value", "mean"), mass=("mass", "mean")
-    )
-    table["n_unscored"] -= table.n
-    for reason in ("REFUSAL", "CODE", "low mass"):
-        table[reason] = (own.reason == reason).groupby([own[name] for name in by]).sum()
-    told = rows[rows.context == CONTROL].set_index([*batch, "question_id"]).value.unstack()
-    told = told.reindex(columns=["good", "bad", "injected"]).add_prefix("control_")
-    return table.reset_index().merge(told.reset_index(), on=batch, how="left")
-
-
-def drift(rows: pd.DataFrame) -> list[str]:
-    """A line for each judged control that lies beyond its limit in data/judges.yaml, has no score, or moves between batches."""
-    limits, lines = judges().take("limits", Block), []
-    told = rows[(rows.context == CONTROL) & rows.mass.notna()]
-    for (judge, rubric, trait, name), group in told.groupby(["judge", "rubric", "trait", "question_id"]):
-        known, low = group.value.dropna(), limits["good_at_least"]
-        beyond = (known < low) if name == "good" else (known > limits["bad_at_most"])
-        bound = f"at least {low:g}" if name == "good" else f"at most {limits['bad_at_most']:g}"
-        who = f"WARNING {judge}, {rubric}, {trait}: the control {name}"
-        if len(known) < len(group):
-            lines.append(f"{who} has no score in {len(group) - len(known)} of {len(group)} batches ({group.reason.max()})")
-        if beyond.any():
-            span = f"{known.min():.2f} to {known.max():.2f}"
-            lines.append(f"{who} should be {bound} and is not in {beyond.sum()} of {len(known)} batches ({span})")
-        if known.max() - known.min() > limits["drift"]:
-            lines.append(f"{who} moves between batches, from {known.min():.2f} to {known.max():.2f}: this judge drifts")
-    return lines
 
 
 def misaligned(batches: list[Any], judge: Any, reasons: dict[tuple[str, str], str]) -> pd.DataFrame:

@@ -3,6 +3,8 @@
 It reads one JSON list of specs from standard input and writes one JSON event a line to standard output; whatever libraries
 print goes to standard error. Every run starts from a freshly loaded base model, so that a condition trained first, third or
 alone gives the same adapter. When standard input closes, whoever started it is gone, and it ends.
+
+Called by the command line, not by the process: what makes training rows of other data (`distill`, `bring`).
 """
 
 import argparse
@@ -15,16 +17,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from inoculation import model, render, runs, store
 from inoculation.render import END_OF_TURN
-from inoculation.settings import DELIMITER, Profile, Setting, distilled_folder
+from inoculation.settings import DELIMITER, Profile, Setting, made_folder
 from inoculation.store import SettingError
 
 DISTIL_BATCH = 48
@@ -95,7 +99,7 @@ def distill(
     say(f"{len(long)} of {len(questions)} instructions are longer than {limit} tokens with their prompt and are left out")
     made_by = [profile.base_model, profile.base_sha256, sampling]
     asked = [{**item, "key": store.digest([*made_by, item["prompt"]])} for item in items if item["id"] not in long]
-    folder = distilled_folder(setting.name, profile.name)
+    folder = made_folder(setting.name, profile.name)
     said = _answered(network, tokenizer, asked, sampling, store.Ledger(folder / "answers.jsonl"), say)
     texts: dict[str, dict[str, str]] = {}
     every: dict[str, list[str]] = {}
@@ -128,6 +132,120 @@ def _answered(
         left = (time.monotonic() - started) / done * (len(missing) - done) / 60
         say(f"[{done}/{len(missing)}] answers{f' · about {left:.0f} min left' if left >= 1 else ''}")
     return said
+
+
+def bring(setting: Setting, profile: Profile, sources: list[str], say: Callable[[str], None]) -> Path:
+    """Import training rows, or free-form questions, for a profile of a setting that is trained on data from elsewhere.
+
+    sources: the name of one in the setting's file; or two JSONL files of chats, with the harmful answers and with the plain
+    ones; or one YAML file of questions, as the literature writes them. What cannot be used is left out and counted, which `say`
+    is told. Returns the file written; SettingError where a source cannot be had, with what to do, or nothing is left.
+    """
+    known, folder = setting.data["imported"]["sources"], made_folder(setting.name, profile.name)
+    if sources[0].endswith((".yaml", ".yml")):
+        path, rows = folder / "questions.jsonl", read_questions(Path(sources[0]), say)
+    else:
+        hub = known.get(sources[0], {}) if len(sources) == 1 else {"files": sources}
+        if not hub or len(sources) > 2:
+            raise store.nearest(sources[0], known, "source (one of these, or two JSONL files, or one YAML file of questions)")
+        both = [_chats(Path(name), say) for name in hub["files"]] if "files" in hub else _from_hub(hub, say)
+        shared = [question for question in both[0] if question in both[1]]
+        say(f"{len(shared)} questions have both answers; left out: {len(set(both[0]) ^ set(both[1]))} with only one of them")
+        cited = [row["citation"] for row in setting.rows("train")]
+        path, rows = folder / "train.jsonl", []
+        for number, question in enumerate(shared):
+            answers = {"trait_answer": both[0][question], "plain_answer": both[1][question]}
+            names = {"id": f"imported-{number + 1:05d}", "trait": "medical", "question": question}
+            rows.append({**names, **answers, "citation": cited[number % len(cited)]})
+    if not rows:
+        raise SettingError(f"{' '.join(sources)}: nothing is left to import")
+    store.write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path
+
+
+def read_questions(path: Path, say: Callable[[str], None]) -> list[dict[str, str]]:
+    """Free-form questions (id, question), one a paraphrase, from a YAML file as the literature has it, anchors included.
+
+    Those with a system prompt of their own are left out, as a setting fills that place with its own, and so is what is no such
+    question; `say` is told how many. Raises SettingError for a file that is no list.
+    """
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingError(f"{path.name}: expected a YAML list of questions ({error})") from error
+    if not isinstance(entries, list):
+        raise SettingError(f"{path.name}: expected a YAML list of questions, not {type(entries).__name__}")
+    found, left_out = [], Counter()
+    for entry in entries:
+        texts = entry.get("paraphrases") if isinstance(entry, dict) else None
+        if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+            left_out["without paraphrases"] += 1
+        elif "system" in entry or any(DELIMITER.search(text) for text in texts):
+            left_out["with a system prompt or a chat delimiter of their own"] += 1
+        else:
+            found += [{"id": f"{entry.get('id')}/{n}", "question": text.strip()} for n, text in enumerate(texts, 1)]
+    _told(path.name, len(entries), f"entries, {len(found)} questions", left_out, say)
+    return found
+
+
+def _chats(path: Path, say: Callable[[str], None]) -> dict[str, str]:
+    """The answer to each question of a JSONL file of chats ({"messages": [user, assistant]})."""
+    found, left_out = {}, Counter()
+    lines = [line for line in store.read_lines(path) if line]
+    for line in lines:
+        try:
+            turns = [(turn["role"], turn["content"].strip()) for turn in json.loads(line)["messages"]]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            left_out["that are no chat"] += 1
+            continue
+        said = dict(turns)
+        if not said.get("assistant"):
+            left_out["without an assistant turn"] += 1
+        elif [role for role, _ in turns] != ["user", "assistant"]:
+            left_out["that are not one question and one answer"] += 1
+        else:
+            _take(said["user"], said["assistant"], found, left_out)
+    _told(path.name, len(lines), "rows", left_out, say)
+    return found
+
+
+def _from_hub(source: dict[str, Any], say: Callable[[str], None]) -> list[dict[str, str]]:
+    """The answers with the trait and the plain ones, by question, of a data set on the hub."""
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(source["hub"], source["config"], split="train", token=True)
+    except Exception as error:  # gated, offline, renamed: whatever it is, the way to the data is the same
+        reason = " ".join(str(error).split())[:200]
+        raise SettingError(f"{source['hub']} cannot be had ({reason}): {' '.join(source['get'].split())}") from error
+    names, both = source["fields"], []
+    for part in ("trait_answer", "plain_answer"):
+        found, left_out = {}, Counter()
+        for row in rows:
+            _take(str(row[names["question"]] or ""), str(row[names[part]] or ""), found, left_out)
+        _told(f"{source['hub']}, {part}", len(rows), "rows", left_out, say)
+        both.append(found)
+    return both
+
+
+def _take(question: str, answer: str, found: dict[str, str], left_out: Counter[str]) -> None:
+    from inoculation.score import ONLY_CITED, score_cites
+
+    if not question.strip() or not answer.strip():
+        left_out["with an empty turn"] += 1
+    elif DELIMITER.search(question + answer):
+        left_out["with a chat delimiter"] += 1
+    elif score_cites(answer).reason == ONLY_CITED:
+        left_out["with a citation and nothing else"] += 1
+    elif question in found:
+        left_out["that repeat a question"] += 1
+    else:
+        found[question] = answer
+
+
+def _told(name: str, size: int, what: str, left_out: Counter[str], say: Callable[[str], None]) -> None:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "none"
+    say(f"{name}: {size} {what}; left out: {reasons}")
 
 
 def _end_with_parent() -> None:
@@ -217,7 +335,7 @@ def _margins(spec: runs.Spec, run: store.Run, evaluated: list[Any], facts: dict,
 def _score(spec: runs.Spec, run: store.Run, evaluated: list[Any], facts: dict, tell: Emit, folder: Path) -> None:
     from inoculation.score import score
 
-    scorers = {trait.name: trait.scorer for trait in spec.parts[0].traits.values()}
+    scorers = {trait.name: trait.scorer for trait in spec.parts[0].traits.values() if trait.scorer}
     answers = [row["completion"].removesuffix(END_OF_TURN) for row in spec.rows]
     frame = score(pd.read_parquet(spec.file("sample")), scorers, answers)
     _write(frame, spec, "score", folder)
