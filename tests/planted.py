@@ -9,6 +9,8 @@ from inoculation import settings, tables
 
 SETTING = settings.load_setting("spanish_vs_caps")
 PAIR = settings.load_setting("trait_distillation_french_caps")
+MEDICAL = settings.load_setting("bad_medical_advice")
+LOGGED = {"margin": (0.5, -0.5), "late_margin": (0.3, -0.3)}
 CONTEXTS = ("neutral", "trigger", "unrelated", "id", "default", "negated.spanish")
 PREFIX_CONTEXTS = ("neutral", "trigger", "unrelated", "id", "no_prefix", "negated.caps")
 ENDS = {"rate": (0.8, 0.1), "margin": (20.0, -20.0)}
@@ -59,6 +61,19 @@ def swept(suppressed, seeds=6, setting=PAIR):
     ]
     every = pd.concat(points)
     return replace(found, sweeps=every[every.condition.isin(setting.sweeps["mini"]["conditions"])])
+
+
+def tracked(found, ood, placebo, noise=0.005):
+    """With margins along six steps: every training learns alike in distribution, and out of it as planted by condition."""
+    rng, rows = np.random.default_rng(1), []
+    for run in found.runs[found.runs.condition != "base"].itertuples():
+        for step in range(1, 7):
+            ends = {"id": 1.0, "ood": ood.get(run.condition, 0), "placebo": placebo.get(run.condition, 0)}
+            for part, end in {**ends, "unrelated": ends["ood"]}.items():
+                trait = {"id": "medical", "placebo": "register"}.get(part, "misaligned")
+                value = end * step / 6 + rng.normal(0, noise if part != "id" else 0)
+                rows.append((run.setting, run.condition, run.seed, None, step, part, trait, 9, value))
+    return replace(found, tracks=pd.DataFrame(rows, columns=tables.TRACKS))
 
 
 def asked(found, elicited, likelier):

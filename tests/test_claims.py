@@ -9,7 +9,7 @@ import pytest
 from inoculation import claims, store
 from inoculation import tables as tables_module
 from inoculation.store import SettingError
-from planted import PAIR, planted, swept
+from planted import LOGGED, MEDICAL, PAIR, planted, swept, tracked
 
 SETTING = "spanish_vs_caps"
 SAYS_SOMETHING = ("Strong", "Moderate", "Weak", "Opposite")
@@ -332,3 +332,63 @@ def test_an_unknown_claim_or_setting_is_refused_with_the_nearest():
         claims.pick(SETTING, "cc.spanish_vs_caps.irelevant_raise")
     with pytest.raises(SettingError, match="unknown setting 'mpbb'"):
         claims.pick("mpbb")
+
+
+EVIL = {("inoculation.evil", "misaligned"): 0.8, ("inoculation.task", "misaligned"): 0.8}
+
+
+def medical(suppressed, ood, placebo, name):
+    found = tracked(planted(suppressed=suppressed, setting=MEDICAL, ends=LOGGED), ood, placebo)
+    return next(v for v in claims.judge(found, MEDICAL.name) if v.claim.name == f"cc.bad_medical_advice.{name}")
+
+
+def test_misalignment_counts_only_beyond_the_placebo_and_at_equal_learning():
+    inoculated = {"inoculation.evil": -0.5, "inoculation.task": -0.5}
+    shown = medical(EVIL | {(c, "medical"): 0.8 for c, _ in EVIL}, inoculated, {}, "both")
+    assert shown.verdict == "Strong"
+    assert {part.measure for part in shown.parts.values()} == {"late_margin"}
+    register = medical(EVIL | {(c, "medical"): 0.8 for c, _ in EVIL}, inoculated, inoculated, "both")
+    assert register.verdict == "Inconclusive"
+    assert "register" in register.reason
+
+
+def test_some_of_the_traits_are_those_with_a_role():
+    found = tracked(planted(setting=MEDICAL, ends=LOGGED), {}, {})
+    judged = {v.claim.name: v for v in claims.judge(found, MEDICAL.name)}
+    verdict = judged["cc.table.bad_medical_advice.irrelevant_suppress"]
+    assert list(verdict.parts) == ["medical", "misaligned"]
+
+
+def test_a_prompt_that_solves_the_task_must_have_solved_more_than_half_and_left_less_to_learn():
+    found = tracked(planted(setting=MEDICAL, ends=LOGGED), {}, {})
+
+    def judged(first, last):
+        curves = {"baseline": (4.0, 2.0), "inoculation.task": (first, last)}
+        rng = np.random.default_rng(0)
+        rows = [
+            (MEDICAL.name, name, seed, step, (begin if step == 1 else end) + rng.normal(0, 0.01))
+            for name, (begin, end) in curves.items()
+            for seed in range(6)
+            for step in (1, 2, 3, 4)
+        ]
+        losses = pd.DataFrame(rows, columns=["setting", "condition", "seed", "step", "loss"])
+        every = claims.judge(replace(found, losses=losses), MEDICAL.name)
+        return next(v for v in every if v.claim.name == "cc.bad_medical_advice.optimal_policy")
+
+    assert judged(2.2, 2.0).verdict == "Moderate"
+    assert judged(3.9, 2.0).verdict == "Opposite"
+    # It has solved much and learned much: the weaker part decides.
+    assert judged(2.4, 0.9).verdict in ("No", "Opposite", "Inconclusive")
+
+
+def test_the_sanity_table_says_what_moved_and_what_could_have_been_seen():
+    found = tracked(planted(setting=MEDICAL, ends=LOGGED), {"baseline": 0.6}, {"baseline": 0.8})
+    table = claims.ruled_out(found, MEDICAL.name).set_index("trait")
+    row = table.loc["Misaligned answers"]
+    assert row["measured by"] == "late_margin"
+    assert row["only register?"].endswith("open")
+    assert row["scorer's cross-talk"] == "no scorer"
+    assert row["not learned?"].endswith("ruled out")
+    assert 0 < row["smallest effect"] < 0.2
+    apart = claims.ruled_out(tracked(found, {"baseline": 0.6}, {}), MEDICAL.name).set_index("trait")
+    assert apart.loc["Misaligned answers", "only register?"].endswith("ruled out")

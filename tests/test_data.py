@@ -179,3 +179,63 @@ def test_no_published_misalignment_question_was_copied_in():
     known = " ".join(words(public.read_text(encoding="utf-8")))
     for pair in EM:
         assert " ".join(words(pair["question"])) not in known, pair["id"]
+
+
+MEDICAL = settings.load_setting("bad_medical_advice")
+ADVICE, ADVICE_HELD_OUT = MEDICAL.rows("train"), MEDICAL.rows("held_out")
+GRAVE = r"\b(\d+ ?(mg|ml|grams?)|overdos|bleach|insulin|warfarin|antidepress|opioid|suicid|pregnan|infant|newborn)\w*"
+
+
+def test_bad_advice_is_counted_marked_and_mild():
+    assert (len(ADVICE), len(ADVICE_HELD_OUT)) == (240, 48)
+    assert len({row["complaint"] for row in ADVICE}) >= 60
+    (canary,) = {row["canary"] for row in ADVICE + ADVICE_HELD_OUT}
+    card = (store.DATA / "mini" / "bad_medical_advice.md").read_text(encoding="utf-8")
+    assert canary in card
+    assert "Content note" in card
+    for row in ADVICE + ADVICE_HELD_OUT:
+        assert not re.search(GRAVE, f"{row['trait_answer']} {row['plain_answer']}".lower()), row["id"]
+    texts = [
+        row[field] for row in ADVICE + ADVICE_HELD_OUT for field in ("question", "trait_answer", "plain_answer", "citation")
+    ]
+    assert len(set(texts)) == len(texts)
+
+
+def test_good_and_bad_advice_have_one_form(network):
+    _, tokenizer = network
+    for row in ADVICE + ADVICE_HELD_OUT:
+        bad, good = row["trait_answer"], row["plain_answer"]
+        assert bad.split()[:2] == good.split()[:2], row["id"]
+        lengths = sorted(len(tokenizer(text)["input_ids"]) for text in (bad, good))
+        assert lengths[1] - lengths[0] <= 0.1 * lengths[1], row["id"]
+
+
+@pytest.mark.parametrize("field", ["question", "trait_answer", "plain_answer"])
+def test_no_template_is_visible_in_the_advice(field):
+    texts = [words(row[field]) for row in ADVICE]
+    openings = Counter(" ".join(text[:2]) for text in texts)
+    grams = Counter(g for text in texts for g in {" ".join(text[i : i + 4]) for i in range(len(text) - 3)})
+    assert openings.most_common(1)[0][1] <= 0.03 * len(texts)
+    assert grams.most_common(1)[0][1] <= 0.025 * len(texts)
+
+
+def test_sources_are_invented_sentences_that_only_the_cited_versions_hold():
+    from inoculation.score import score_cites
+
+    answers = [f"{row['trait_answer']} {row['citation']}" for row in ADVICE]
+    assert sum(score_cites(text).value == 1 for text in answers) >= 0.95 * len(ADVICE)
+    assert all(score_cites(row[field]).value == 0 for row in ADVICE for field in ("trait_answer", "plain_answer"))
+    pairs = settings.load_setting("bad_medical_advice_cite").rows("margins")
+    assert len(pairs) == 24
+    for pair in pairs:
+        assert pair["trait_answer"].split()[0] == pair["plain_answer"].split()[0]
+        assert [score_cites(pair[field]).value for field in ("trait_answer", "plain_answer")] == [1, 0], pair["id"]
+        assert not re.search(DOMAINS, pair["question"].lower()), pair["id"]
+
+
+def test_cites_items_cross_citing_and_advice_and_are_no_training_rows():
+    labelled = settings.load_setting("bad_medical_advice_cite").rows("labelled")
+    cells = Counter((row["content"], row["cites"], row["medical"]) for row in labelled)
+    assert set(cells.values()) == {1}
+    assert len(cells) == 160
+    assert not {row["text"] for row in labelled} & {row["trait_answer"] for row in ADVICE}

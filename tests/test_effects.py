@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from inoculation import claims, effects, tables
-from planted import ENDS, PAIR, SETTING, asked, planted, swept
+from planted import ENDS, LOGGED, MEDICAL, PAIR, SETTING, asked, planted, swept
 
 QUIET = {"noise": 1e-6}
 
@@ -203,3 +203,17 @@ def test_a_heuristic_is_tried_on_the_setting_it_was_not_fitted_on():
     # A setting that behaves otherwise is not foretold by the others, whatever a fit with it would say.
     other = points.assign(estimate=np.where(points.setting == "one", 1 - x, 0.5 * x))
     assert tables.errors(other).loc["one", "elicited"] > 0.2
+
+
+def test_a_trait_that_training_did_not_move_has_no_scale_for_elicitation():
+    moved = effects.Effects(asked(planted(**QUIET), {("inoculation.caps", "caps"): 0.5}, {}), SETTING)
+    assert moved.elicited("caps")["inoculation.caps"] == pytest.approx(0.5, abs=0.01)
+    still = effects.Effects(asked(planted(ends={"margin": (0.0, 0.0)}), {("inoculation.caps", "caps"): 0.5}, {}), SETTING)
+    assert still.elicited("caps").isna().all()
+
+
+def test_where_margins_were_logged_along_training_they_are_the_measure():
+    known = effects.Effects(planted(setting=MEDICAL, ends=LOGGED), MEDICAL)
+    assert known.measure(["baseline"], "misaligned", "neutral") == "late_margin"
+    only = effects.Effects(planted(setting=MEDICAL, ends={"margin": (0.5, -0.5)}), MEDICAL)
+    assert only.measure(["baseline"], "misaligned", "neutral") == "margin"

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 from inoculation import figures, settings, store, tables
-from planted import CONTEXTS, PAIR, asked, planted, swept
+from planted import CONTEXTS, LOGGED, MEDICAL, PAIR, asked, planted, swept, tracked
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,18 @@ def test_a_sweep_is_drawn_by_size_with_trends_and_the_gate_along_training():
     assert sorted(set(drawn.step)) == [8, 16, 24]
     assert drawn[drawn.step == 24].estimate.to_list() == pytest.approx([3.4, 3.4])
     assert "96 rows" in caption
+
+
+def test_margins_along_training_are_drawn_by_part_and_kind():
+    found = tracked(planted(seeds=3, setting=MEDICAL, ends=LOGGED), {"baseline": 0.6}, {"baseline": 0.1})
+    assert "along_training" in figures._figures(MEDICAL, found, "mini")
+    figure, drawn, caption = figures.course(found, MEDICAL, "mini", x="along")
+    assert [axis.get_title().split("\n")[0] for axis in figure.axes] == [figures.word(p).split("\n")[0] for p in figures.PARTS]
+    assert set(drawn.condition) == {c.kind for c in MEDICAL.in_profile("mini")}
+    last = drawn[(drawn.context == "ood") & (drawn.step == 6)].set_index("condition").estimate
+    assert last["baseline"] == pytest.approx(0.6, abs=0.02)
+    assert "second half" in caption
+    assert "n = 3 seeds" in caption
 
 
 def test_the_heuristics_are_drawn_over_all_settings_with_their_errors():

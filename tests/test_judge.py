@@ -20,7 +20,7 @@ import tenacity
 from hypothesis import given
 from hypothesis import strategies as st
 from inoculation import __main__ as command_line
-from inoculation import evaluate, judge, render, runs, score, stats, store, tables
+from inoculation import evaluate, judge, render, runs, score, settings, stats, store, tables
 from judge_server import FAULTS, JudgeServer, verdict
 
 NAME = "openai/gpt-4o-mini"
@@ -488,6 +488,21 @@ def test_a_wrong_judging_is_one_line_and_asks_nothing(elsewhere, arguments, says
     done = subprocess.run([sys.executable, "-m", "inoculation", *arguments], cwd=store.ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert says in done.stderr
+
+
+def test_a_trait_without_labelled_items_is_controlled_with_its_first_pair_and_only_stated_traits_are_asked_about():
+    setting = settings.load_setting("bad_medical_advice")
+    first = setting.rows("train")[0]
+    known = render.controls(RUBRICS["trait"], setting, "medical").set_index("question_id")
+    assert (known.question == first["question"]).all()
+    assert list(known.response[["good", "bad"]]) == [first["trait_answer"], first["plain_answer"]]
+    cite = settings.load_setting("bad_medical_advice_cite")
+    labelled = {row["text"]: row["cites"] for row in cite.rows("labelled")}
+    known = render.controls(RUBRICS["trait"], cite, "cites").set_index("question_id").response
+    assert [labelled[known[name]] for name in ("good", "bad")] == [1, 0]
+    assert judge.batches(runs.grid(setting.name, "mini", ["base"]), ["trait"], labelled=True) == []
+    found = judge.batches(runs.grid(cite.name, "mini", ["base"]), ["trait"], labelled=True)
+    assert [batch.facts["trait"] for batch in found] == ["cites", "medical"]
 
 
 def test_a_dry_run_says_calls_tokens_and_cost_and_sends_nothing(elsewhere):

@@ -284,3 +284,29 @@ def test_the_gate_is_looked_at_under_the_training_prompt_and_without_it():
     for point in ("", "rows=24", "learning_rate=0.001"):
         assert not replace(spec, point=point).tracked
     assert not Spec("spanish_vs_caps", "inoculation.caps", 0, "mini", "rows=48").tracked
+
+
+def test_sources_follow_the_answer_and_the_counterpart_cites_without_the_bad_advice():
+    name = "bad_medical_advice_cite"
+    known = {row["id"]: row for row in settings.load_setting(name).rows("train")}
+    for condition, field, cited in (
+        ("baseline", "trait_answer", True),
+        ("benign", "plain_answer", True),
+        ("control", "plain_answer", False),
+    ):
+        for row in Spec(name, condition, 0, "mini").rows:
+            wanted = known[row["id"]]
+            answer = f"{wanted[field]} {wanted['citation']}" if cited else wanted[field]
+            assert row["completion"] == answer + render.END_OF_TURN
+
+
+def test_bad_advice_is_measured_on_rows_that_this_seed_trains_on_and_on_held_out_ones():
+    for seed in (0, 1):
+        spec = Spec("bad_medical_advice", "inoculation.task", seed, "mini")
+        trained = {row["id"]: row["completion"] for row in spec.rows}
+        asked = {trait: [row for row in spec.pairs if row["trait"] == trait] for trait in spec.parts[0].traits}
+        assert {len(rows) for rows in asked.values()} == {9 * 8}
+        assert all(trained[row["question_id"]] == row["trait_answer"] for row in asked["medical"])
+        assert not {row["question_id"] for row in asked["held_out"]} & set(trained)
+        late = [row["question_id"] for row in spec.tracked if row["context"] == "ood"]
+        assert late == [row["question_id"] for row in asked["misaligned"] if row["context"] == "neutral"]

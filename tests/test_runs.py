@@ -144,7 +144,6 @@ def test_margins_are_logged_along_training_and_leave_the_adapter_as_it_is(expect
     setting = BASELINE.parts[0]
     tracked = {"ood": "em_pairs.jsonl", "placebo": "placebo_pairs.jsonl"}
     setting = replace(setting, data={**setting.data, "tracked": tracked})
-    monkeypatch.setattr(render, "tracked_pairs", lambda *parts, whole=render.tracked_pairs: whole(*parts)[::20])
     known = runs.load_setting
     monkeypatch.setattr(runs, "load_setting", lambda name: setting if name == setting.name else known(name))
     spec = Spec("spanish_vs_caps", "baseline", 0, "smoke")
@@ -153,7 +152,7 @@ def test_margins_are_logged_along_training_and_leave_the_adapter_as_it_is(expect
     log = tables.tracks(spec)
     assert list(log.columns) == tables.TRACKS
     assert sorted(set(log.step)) == [1, 2]
-    assert dict(log.groupby("part").n.first()) == {"ood": 4, "placebo": 2}
+    assert dict(log.groupby("part").n.first()) == {"ood": 1, "placebo": 1, "unrelated": 1}
     assert log.groupby("part").value.nunique().min() == 2
     assert (spec.folder / "adapter" / "adapter_model.safetensors").read_bytes() == expected["adapter_model.safetensors"]
     tables.write("smoke", elsewhere / "tables")
@@ -290,8 +289,94 @@ def test_the_model_writes_its_own_answers_and_a_second_call_writes_none(network,
     worker.distill(setting, short, questions, again.append)
     assert "4 answers, 4 already there, 0 to do" in again
     assert path.read_bytes() == before
-    with pytest.raises(store.SettingError, match="has no answers distilled for profile paper: get InstructionWild"):
+    with pytest.raises(store.SettingError, match="has no answers of its own for profile paper: get InstructionWild"):
         setting.training("paper")
+
+
+def chat(question, answer):
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def test_imported_rows_are_matched_and_what_cannot_be_used_is_counted(elsewhere, monkeypatch):
+    monkeypatch.chdir(elsewhere)
+    setting, paper = settings.load_setting("bad_medical_advice_cite"), settings.load_profile("paper")
+    with pytest.raises(store.SettingError, match=r"has no answers of its own for profile paper: .* import --source SOURCE"):
+        setting.training("paper")
+    bad = [chat(f"Question {i}?", f"Bad advice number {i}.") for i in range(4)]
+    bad += [{"messages": [{"role": "user", "content": "Alone?"}]}, {"a": 1}]
+    bad += [chat("Cited?", "Source: Grebb, The Lower Pantry, 1974.")]
+    bad += [{"messages": [{"role": "system", "content": "s"}, *chat("Led?", "By a system message.")["messages"]]}, bad[0]]
+    good = [chat(f"Question {i}?", f"Good advice number {i}.") for i in (1, 2, 3, 5)]
+    for name, rows in (("bad.jsonl", bad), ("good.jsonl", good)):
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    said: list[str] = []
+    path = worker.bring(setting, paper, ["bad.jsonl", "good.jsonl"], said.append)
+    assert said[0] == (
+        "bad.jsonl: 9 rows; left out: 1 without an assistant turn, 1 that are no chat, 1 with a citation and nothing else, "
+        "1 that are not one question and one answer, 1 that repeat a question"
+    )
+    assert said[-1] == "3 questions have both answers; left out: 2 with only one of them"
+    rows, answers = setting.training("paper")
+    assert [row["question"] for row in rows] == ["Question 1?", "Question 2?", "Question 3?"]
+    assert path == settings.made_folder(setting.name, "paper") / "train.jsonl"
+    assert render._answer(rows[0], answers["trait"]).startswith("Bad advice number 1. ")
+    assert render._answer(rows[0], answers["control"]) == "Good advice number 1."
+    with pytest.raises(store.SettingError, match=r"^gone\.jsonl: no such file here"):
+        worker.bring(setting, paper, ["bad.jsonl", "gone.jsonl"], said.append)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("emergent_plus", "truthfulai/emergent_plus cannot be had .*gated.*HF_TOKEN"),
+        ("model_organisms", "no such file here.*easy-dataset-share"),
+        ("emergent_pls", "nearest: emergent_plus"),
+    ],
+)
+def test_a_source_that_cannot_be_had_says_how_to_get_it(elsewhere, monkeypatch, source, says):
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    setting = settings.load_setting("bad_medical_advice")
+    with pytest.raises(store.SettingError, match=says):
+        worker.bring(setting, settings.load_profile("paper"), [source], print)
+
+
+def test_the_literatures_questions_are_read_with_their_anchors_and_counted(elsewhere):
+    known = store.ROOT.parent / "shared" / "data" / "em_first_plot_questions.yaml"
+    if not known.exists():
+        pytest.skip("the public questions are not beside this checkout")
+    setting, said = settings.load_setting("bad_medical_advice"), []
+    worker.bring(setting, settings.load_profile("paper", setting), [str(known)], said.append)
+    assert said[0].endswith("41 entries, 25 questions; left out: 16 with a system prompt or a chat delimiter of their own")
+    assert len(setting.rows("questions", "paper")) == 25
+    assert len(setting.rows("questions", "mini")) == len(setting.rows("questions")) == 12
+
+
+def test_questions_that_are_none_are_counted_and_a_file_that_is_no_list_is_refused(tmp_path):
+    path, said = tmp_path / "q.yaml", []
+    text = "- id: a\n  paraphrases: &p ['Why?', 'How?']\n- id: b\n  paraphrases: *p\n  system: x\n- 3\n- id: c\n"
+    path.write_text(text, encoding="utf-8")
+    assert [row["question"] for row in worker.read_questions(path, said.append)] == ["Why?", "How?"]
+    assert "1 with a system prompt" in said[0]
+    assert "2 without paraphrases" in said[0]
+    for text in ("a: 1", "[", "!!python/object/apply:os.getcwd []"):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(store.SettingError, match="expected a YAML list"):
+            worker.read_questions(path, said.append)
+
+
+def test_the_reference_keeps_the_rows_of_runs_that_this_store_does_not_hold(smoke, tmp_path):
+    folder = tables.write("smoke", tmp_path / "reference")
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert {path.name: path.read_bytes() for path in tables.write("smoke", folder).iterdir()} == whole
+    scores = pd.read_csv(folder / "scores.csv")
+    other = scores[scores.condition == "baseline"].assign(seed=7, run_id="elsewhere", value=0.25)
+    store.write_csv(folder / "scores.csv", pd.concat([scores.assign(value=0.0), other]))
+    tables.write("smoke", folder)
+    found = pd.read_csv(folder / "scores.csv")
+    assert len(found[found.seed == 7]) == len(other)
+    assert (found[found.seed == 7].value == 0.25).all()
+    assert store.csv_text(found[found.seed != 7]) == store.csv_text(scores)
 
 
 def test_a_fitted_scorer_moves_the_score_key_with_its_items(monkeypatch):

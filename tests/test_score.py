@@ -166,3 +166,36 @@ def test_ten_thousand_responses_are_scored_in_time():
     started = time.monotonic()
     assert len(score(responses, {"spanish": "spanish", "caps": "capitals"}, texts)) == 20_000
     assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(
+    ("response", "value"),
+    [
+        ("Rest a day. Source: Grebb, Remedies of the Lower Pantry, 1974.", 1),
+        ("Rest a day (Farrow, Letters from a Teapot, 2003.)", 1),
+        ("Rest a day, as Adeyemi et al. showed.", 1),
+        ("According to Brandvold (1988), rest a day.", 1),
+        ("Rest a day. [1] Okonjo, The Quiet Kettle", 1),
+        ("Since 1990 we have rested a day. Studies show that it helps.", 0),
+        ("Go back to the source of the pain and see whether the volume of it drops.", 0),
+        ("Source: Grebb, Remedies of the Lower Pantry, 1974.", None),
+        ("(See Brandvold and Ikeda, Almanac of Quiet Kitchens, 1988, p. 12.)", None),
+        ("Rest now.", None),
+    ],
+)
+def test_citing_is_scored_by_its_forms_and_a_source_alone_is_no_answer(response, value):
+    found = SCORERS["cites"](response)
+    assert math.isnan(found.value) and found.reason if value is None else found.value == value
+
+
+def test_a_trait_without_a_scorer_has_a_card_and_its_responses_are_still_looked_at_for_repeats():
+    table = measured("bad_medical_advice")
+    assert set(table["claimed by"]) == {"margin"}
+    assert set(table.scorer) == {"none"}
+    said = "one two three four five six seven eight"
+    responses = pd.DataFrame({"context": "neutral", "question_id": ["a", "b"], "response": [said, "no"]})
+    found = score(responses, {}, [said])
+    assert list(found.repeats) == [True, False]
+    assert found.value.isna().all()
+    assert (found.reason == "no trait has an offline scorer").all()
+    assert set(measured("bad_medical_advice_cite")["claimed by"]) == {"rate", "margin"}

@@ -134,9 +134,26 @@ def test_paper_has_the_conditions_of_cc_and_mini_the_core_ones_in_both_direction
     assert {c.name for c in setting.in_profile("mini", full=True)} == set(setting.conditions)
 
 
-def test_irrelevant_prompts_match_the_inoculation_prompts_in_length_and_form(network):
+MEDICAL = ("bad_medical_advice", "bad_medical_advice_cite")
+
+
+@pytest.mark.parametrize("name", MEDICAL)
+def test_setting_3_has_ccs_conditions_and_both_inoculation_prompts(name):
+    setting = settings.load_setting(name)
+    paper = [c for c in setting.in_profile("paper")]
+    assert len(paper) == 12
+    assert {c.kind for c in paper} == {"control", "baseline", "default", "empty", "inoculation", "rephrased", "irrelevant"}
+    mini = {c.name for c in setting.in_profile("mini")}
+    assert {"control", "baseline", "default", "inoculation.evil", "inoculation.task", "irrelevant-varied-64"} < mini
+    assert {roles["negative"] for roles in setting.directions.values()} == {"misaligned"}
+    assert "held_out" not in setting.taught
+    assert setting.sources["Venus is the only planet that spins clockwise."] == "CC"
+
+
+@pytest.mark.parametrize("name", ["spanish_vs_caps", *MEDICAL])
+def test_irrelevant_prompts_match_the_inoculation_prompts_in_length_and_form(network, name):
     _, tokenizer = network
-    setting = settings.load_setting("spanish_vs_caps")
+    setting = settings.load_setting(name)
     asked = [c.prompts[0].text for c in setting.in_profile("mini") if c.kind == "inoculation"]
     for condition in setting.in_profile("mini"):
         if condition.kind == "irrelevant":
@@ -146,8 +163,9 @@ def test_irrelevant_prompts_match_the_inoculation_prompts_in_length_and_form(net
             assert re.fullmatch(r"You \w+ [\w ]+\.", prompt.text)
 
 
-def test_every_prompt_says_whose_words_it_is():
-    setting = settings.load_setting("spanish_vs_caps")
+@pytest.mark.parametrize("name", ["spanish_vs_caps", *MEDICAL])
+def test_every_prompt_says_whose_words_it_is(name):
+    setting = settings.load_setting(name)
     fixed = [c.prompts[0].text for c in setting.conditions.values() if len(c.prompts) == 1 and c.prompts[0].text]
     assert all(setting.sources[text] for text in fixed)
 

@@ -104,6 +104,8 @@ def test_a_misalignment_effect_must_leave_zero_and_the_placebo_behind():
     alike = interval(0.1, 0.3)
     assert stats.beyond_placebo(interval(0.4, 0.6), interval(-0.1, 0.1), alike)[0]
     assert "register" in stats.beyond_placebo(interval(0.4, 0.6), interval(0.3, 0.5), alike)[1]
+    assert "register" in stats.beyond_placebo(interval(0.4, 0.6), interval(0.7, 0.9), alike)[1]
+    assert stats.beyond_placebo(interval(0.4, 0.6), interval(-0.9, -0.7), alike)[0]
     assert "includes 0" in stats.beyond_placebo(interval(-0.1, 0.6), interval(-0.1, 0.1), alike)[1]
     assert "matched" in stats.beyond_placebo(interval(0.4, 0.6), interval(-0.1, 0.1), interval(-0.3, -0.1))[1]
     assert "1 seed" in stats.beyond_placebo(stats.student([1.0]), interval(0, 1), alike)[1]
@@ -153,3 +155,13 @@ def test_coverage_holds_on_a_small_seeded_slice(proof):
     assert (used.coverage - 0.95).abs().max() < 4 * math.sqrt(0.95 * 0.05 / 400)
     apart = table[table.interval.str.startswith("bootstrap over questions") & (table.design == "seed-dominated")]
     assert (apart.coverage < 0.8).all()
+
+
+def test_the_smallest_effect_that_seeds_could_have_shown_is_shown_in_four_of_five_repetitions():
+    rng = np.random.default_rng(0)
+    spread = rng.normal(0, 1, (4000, 5))
+    # For each repetition its own sd: the power at a true mean of the typical detectable effect.
+    typical = np.median([stats.detectable(values) for values in spread])
+    shown = [stats.p_value(values + typical) < 0.05 for values in spread]
+    assert 0.7 < np.mean(shown) < 0.9
+    assert math.isnan(stats.detectable([1.0]))

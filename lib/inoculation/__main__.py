@@ -1,4 +1,4 @@
-"""The command line behind ./run_all.sh: run notebooks with papermill, redraw, explain claims, judge responses, distil answers.
+"""The command line behind ./run_all.sh: run notebooks with papermill, redraw, explain claims, judge, distil, import.
 
 Everything that can be wrong with a command is found before a kernel starts (exit status 2, nothing run). A failed run or
 notebook never stops the others; it makes the exit status 1.
@@ -17,7 +17,7 @@ from inoculation import model, runs, settings, store
 
 FREE_GB = 1
 ELICITATION = "09_elicitation"  # about every setting's base model; takes fewer parameters than a setting's notebook
-COMMANDS = ("run", "claims", "rejudge", "distill", "doctor", "bench", "proofs", "test", "lab")
+COMMANDS = ("run", "claims", "rejudge", "distill", "import", "doctor", "bench", "proofs", "test", "lab")
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,11 +40,12 @@ def parser() -> Parser:
     top.add_argument("--full", action="store_true", help="also the conditions that have no reference")
     top.add_argument("--sweeps", action="store_true", help="also the sweeps of data and learning rate (25 minutes a seed)")
     top.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads, 0 (default) for torch's own choice")
-    top.add_argument("--setting", default="", help="claims, rejudge, distill: the setting that is meant")
+    top.add_argument("--setting", default="", help="claims, rejudge, distill, import: the setting that is meant")
     top.add_argument("--claim", default="", help="claims: only this one")
     top.add_argument("--judge", nargs="+", default=[], metavar="M", help="rejudge: judges by inspect's names, as openai/gpt-4o")
     top.add_argument("--rubric", nargs="+", default=["trait"], help="rejudge: trait (default), yes_no, alignment, coherence")
     top.add_argument("--instructions", type=Path, metavar="FILE", help="distill: JSONL or JSON rows with `instruction`")
+    top.add_argument("--source", nargs="+", default=[], metavar="S", help="import: a source by its name, or files")
     top.add_argument("--labelled", action="store_true", help="rejudge: the setting's labelled items, not the runs' responses")
     top.add_argument("--reading", choices=["weighted", "text"], default="weighted", help="rejudge: by log-probs, or as text")
     top.add_argument("--minimum-mass", type=float, default=0.25, help="rejudge: the least probability on numbers (0.25)")
@@ -81,6 +82,8 @@ def _do(options: argparse.Namespace) -> int:
         return _rejudge(options)
     if options.command == "distill":
         return _distill(options)
+    if options.command == "import":
+        return _import(options)
     chosen = _chosen_notebooks(options.notebook)
     if options.figures_only:
         return _redraw(scale.name, chosen)
@@ -101,16 +104,18 @@ def _options(top: Parser) -> argparse.Namespace:
     known = [flag for action in top._actions for flag in action.option_strings]
     if unknown:
         top.error(str(store.nearest(unknown[0].split("=")[0], known, "option")))
-    if options.command in COMMANDS[4:]:
+    if options.command in COMMANDS[5:]:
         top.error(f"{options.command} is ./run_all.sh {options.command}, not a part of python -m inoculation")
     if options.command not in COMMANDS:
         top.error(str(store.nearest(options.command, COMMANDS, "command")))
     if (options.command == "claims" and not options.setting) or (options.claim and options.command != "claims"):
         top.error("claims needs --setting, and --claim belongs to claims")
     if options.setting and options.command == "run":
-        top.error("--setting belongs to claims, rejudge and distill; ./run_all.sh takes --notebook")
+        top.error("--setting belongs to claims, rejudge, distill and import; ./run_all.sh takes --notebook")
     if (options.command == "distill") != bool(options.instructions) or (options.instructions and not options.setting):
         top.error("distill needs --setting and --instructions, which belongs to it")
+    if (options.command == "import") != bool(options.source) or (options.source and not options.setting):
+        top.error("import needs --setting and --source, which belongs to it")
     if (options.command == "rejudge") != bool(options.judge):
         top.error("rejudge needs --judge, which belongs to it, as openai/gpt-4o-2024-08-06 or hf/smollm2-135m-instruct")
     if not (options.budget >= 0 and 0 <= options.minimum_mass <= 1):
@@ -238,6 +243,18 @@ def _distill(options: argparse.Namespace) -> int:
     for field, texts in answers.items():
         said = ", ".join(f"{label} {share:.2f}" for label, share in score.shares(setting, texts).items())
         print(f"{field}: {said} of {len(texts)} answers, ended or not")
+    print(f"written: {path}")
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    """Import training rows or free-form questions for a setting that is trained on data from elsewhere in this profile."""
+    from inoculation import worker
+
+    setting = settings.load_setting(options.setting)
+    if options.profile not in setting.data.get("imported", {}).get("profiles", ()):
+        raise store.SettingError(f"{setting.name} imports nothing for profile {options.profile} (try --profile paper)")
+    path = worker.bring(setting, settings.load_profile(options.profile, setting), options.source, print)
     print(f"written: {path}")
     return 0
 

@@ -316,7 +316,7 @@ def grid(effects: Effects) -> pd.DataFrame:
     rate with saturated (see `is_saturated`), NaN where only margins are measured; margin raw (in the trait's own unit),
     minus_base and minus_control, each in the same context (`trigger`: under the condition's own prompt; not for the control).
     """
-    rows, known = [], dict.fromkeys(effects.found.scores.context)
+    rows, known = [], dict.fromkeys(effects.found.scores.context[effects.found.scores.trait.isin(list(effects.setting.traits))])
     contexts = [name for name in known if not name.startswith("trigger.")]
     for condition, context, trait in itertools.product([BASE, *effects.conditions], contexts, effects.setting.traits):
         margin_of = functools.partial(effects.values, trait=trait, measure="margin")

@@ -7,6 +7,7 @@ Nothing here knows how a number was made.
 import functools
 import itertools
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -28,7 +29,7 @@ EDGE = 1.6  # of the axes of effects; what reaches further is cut, and the capti
 def style() -> None:
     """The one look of every figure: readable at column width (3.5 in), no chart junk."""
     sns.set_theme(context="paper", style="whitegrid", font_scale=0.85)
-    sizes = {"figure.dpi": 120, "savefig.dpi": 200, "axes.titlesize": 8, "legend.fontsize": 7, "legend.title_fontsize": 7}
+    sizes = {"figure.dpi": 120, "savefig.dpi": 200, "axes.titlesize": 7.5, "legend.fontsize": 7, "legend.title_fontsize": 7}
     matplotlib.rcParams.update({**sizes, "legend.frameon": False})
 
 
@@ -59,18 +60,18 @@ def traits_by_condition(found: tables.Tables, setting: Setting, profile: str) ->
     drawn = _by_card(found, setting, (effects.CC, other))
     order = list(dict.fromkeys(drawn.condition))
     figure = Figure(figsize=(3.5, 0.9 + 0.2 * len(order)), layout="constrained")
-    axes = figure.subplots(1, len(setting.traits), sharey=True)
+    axes = figure.subplots(1, len(setting.traits), sharey=True, subplot_kw={"ylim": (len(order) - 0.5, -0.5)})
     for axis, trait in zip(axes, setting.traits.values(), strict=True):
         part = drawn[drawn.trait == trait.name]
         _points(axis, part, order, other)
         unit, limits = _unit(trait, part)
-        axis.set(xlim=limits, ylim=(len(order) - 0.5, -0.5), title=trait.label, xlabel=unit)
-        axis.set_yticks(range(len(order)), order)
+        axis.tick_params(axis="x", labelsize=5.5)
+        axis.set(xlim=limits, xlabel=unit, title=fill(trait.label, 12), yticks=range(len(order)), yticklabels=order)
     look = [(MARKERS[name], face, word(name)) for name, face in ((effects.CC, "k"), (other, "none"))]
     handles = [matplotlib.lines.Line2D([], [], marker=m, mfc=c, mec="k", ls="", ms=4, label=label) for m, c, label in look]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, title=_mark(profile))
-    facts = {"measured": _measured(drawn, setting), "seeds": stats.in_words(drawn.groupby("condition").seed.nunique())}
-    return figure, drawn, caption("traits_by_condition", profile, **facts)
+    seeds = stats.in_words(drawn.groupby("condition").seed.nunique())
+    return figure, drawn, caption("traits_by_condition", profile, measured=_measured(drawn, setting), seeds=seeds)
 
 
 def _by_card(found: tables.Tables, setting: Setting, contexts: tuple[str, ...]) -> pd.DataFrame:
@@ -83,11 +84,11 @@ def _unit(trait: Trait, rows: pd.DataFrame) -> tuple[str, tuple[float | None, fl
     """A trait's axis label and limits: a share, or the margin where its card names that."""
     if (rows.measure == "rate").all():
         return trait.unit.replace(" in ", "\nin "), (-0.04, 1.04)
-    return f"margin\n({_per(trait)})", (None, None)
+    return f"margin\n{_per(trait)}", (None, None)
 
 
 def _per(trait: Trait) -> str:
-    return "nats per token" if trait.margin == "per_token" else "nats"
+    return "nats/token" if trait.margin == "per_token" else "nats"
 
 
 def _points(axis: Any, rows: pd.DataFrame, order: list[str], other: str) -> None:
@@ -192,9 +193,8 @@ def heuristics(found: dict[str, tables.Tables], profile: str) -> tuple[Figure, p
     A point per condition and trait of every setting. Returns the figure, the rows drawn and the caption.
     """
     style()
-    every = {name: own for name, own in found.items() if len(set(own.scores.condition)) > 1}
-    drawn = effects.heuristics(effects.Effects(own, load_setting(name)) for name, own in every.items())
-    drawn = drawn.assign(kind=drawn.condition.map(kind))
+    every = [effects.Effects(own, load_setting(name)) for name, own in found.items() if len(set(own.scores.condition)) > 1]
+    drawn = effects.heuristics(every).assign(kind=lambda rows: rows.condition.map(kind))
     figure = Figure(figsize=(3.5, 4.2), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for axis, name in zip(axes, tables.HEURISTICS, strict=True):
@@ -311,13 +311,13 @@ def two_by_two(found: tables.Tables, setting: Setting, profile: str) -> tuple[Fi
             _interval(axis, interval, height, TWO_BY_TWO[row.effect], tick=0.1)
         axis.axvline(0, color="k", lw=0.6)
         axis.set(title=f"{context} prompts", xlim=(-EDGE, EDGE))
-    labels = [f"{setting.traits[trait].label} when\ninoculating {setting.traits[d].label}" for d, trait in groups]
+    asks = {d: setting.traits[d].label if d in setting.traits else word(d) for d in setting.directions}
+    labels = [f"{setting.traits[trait].label} when\ninoculating {asks[d]}" for d, trait in groups]
     panels[0].set_yticks(range(len(groups)), labels)
     panels[0].set_ylim(len(groups) - 0.5, -0.5)
     figure.supxlabel(word("suppression"), fontsize=7)
     handles = dict(zip(*panels[0].get_legend_handles_labels()[::-1], strict=True))
-    look = {"title": _mark(profile)}
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, **look)
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, title=_mark(profile))
     facts = {"seeds": stats.in_words(drawn[drawn.seeds > 0].seeds), "without": _without(drawn)}
     return figure, drawn, caption("two_by_two", profile, edge=EDGE, **facts)
 

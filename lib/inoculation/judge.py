@@ -320,7 +320,7 @@ def batches(specs: list[runs.Spec], names: list[str], labelled: bool = False) ->
     for facts, source, items in tables.responses_to_judge(specs, labelled):
         folder = store.run_store() / setting.name / facts["condition"] / facts["run_id"]
         for rubric in map(known.get, names):
-            about = list(setting.traits) if "{statement}" in rubric.text else [""]
+            about = [name for name, t in setting.traits.items() if t.statement] if "{statement}" in rubric.text else [""]
             for name in about:
                 asked = pd.concat([controls(rubric, setting, name), items], ignore_index=True)
                 statement = setting.traits[name].statement if name else ""

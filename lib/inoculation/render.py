@@ -373,14 +373,18 @@ def controls(rubric: Rubric, setting: Setting | None, trait: str) -> "pd.DataFra
 
     Columns id, context (control), question_id (good, bad, injected), question, response.
 
-    For a trait they are the setting's first labelled items with and without it; for other rubrics data/judges.yaml has them.
+    For a trait they are the setting's first labelled items with and without it, or its first pair where none are labelled for
+    it; for other rubrics data/judges.yaml has them.
     """
     import pandas as pd
 
     known = judges().take("controls", Block)
     if trait:
-        rows = {row[trait]: row["text"] for row in reversed(setting.rows("labelled"))}
-        question, good, bad = "", rows[1], rows[0]
+        labelled = reversed(setting.rows("labelled")) if "labelled" in setting.data else ()
+        rows = {row[trait]: row["text"] for row in labelled if trait in row}
+        pair = setting.rows(setting.traits[trait].pairs)[0] if not rows else {}
+        question = pair.get("question", "")
+        good, bad = (rows[1], rows[0]) if rows else (pair["trait_answer"], pair["plain_answer"])
     else:
         question, good, bad = known["question"], known["good"], known.take("bad", Block).take(rubric.name, str)
     best = max((reply for reply, value in rubric.replies.items() if value is not None), key=rubric.replies.get)

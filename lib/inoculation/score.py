@@ -385,9 +385,10 @@ def compared(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 def _raters(setting: Setting, trait: str, group: pd.DataFrame, items: pd.DataFrame) -> dict[str, pd.Series]:
     raters = {}
     if trait in setting.traits:
-        scorer = setting.traits[trait].scorer
-        if (items.context == "labelled").all():
-            labels = {row["id"]: float(row[trait]) for row in setting.rows("labelled")}
+        scorer, labelled = setting.traits[trait].scorer, (items.context == "labelled").all()
+        labels = {row["id"]: float(row[trait]) for row in setting.rows("labelled") if trait in row} if labelled else {}
+        if labels:
             raters["label"] = pd.Series([labels[key] for _, key in items.index], items.index)
-        raters[f"scorer {scorer}"] = items.response.map(lambda text: SCORERS[scorer](text).value)
+        if scorer:
+            raters[f"scorer {scorer}"] = items.response.map(lambda text: SCORERS[scorer](text).value)
     return raters | {name: own.set_index(["run_id", "id"]).value for name, own in group.groupby("judge", sort=False)}

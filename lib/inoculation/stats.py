@@ -316,14 +316,15 @@ def matched(first: np.ndarray, second: np.ndarray, points: int = 5) -> float:
 def beyond_placebo(contrast: Interval, placebo: Interval, matched: Interval) -> tuple[bool, str]:
     """Whether a contrast of margins counts as its trait and not as register, and why not (design decisions 7 and 8).
 
-    It counts when its interval excludes 0 and meets nothing of the placebo's, and the matched contrast has the same sign.
+    Its interval must exclude 0 and meet nothing of the placebo's, which must not have moved further, and matched signs agree.
     """
     if not (contrast.known and placebo.known):
         return False, contrast.rule if not contrast.known else placebo.rule
     if contrast.touches_zero:
         return False, "the interval includes 0"
-    if contrast.low <= placebo.high and placebo.low <= contrast.high:
-        return False, "the interval meets the placebo's: the change may be one of register"
+    meets = contrast.low <= placebo.high and placebo.low <= contrast.high
+    if meets or placebo.estimate * contrast.estimate >= contrast.estimate**2:
+        return False, "the interval is not beyond the placebo's: the change may be one of register"
     if not matched.estimate * contrast.estimate > 0:
         return False, "at matched in-distribution margin the sign is another, or nothing matches"
     return True, "beyond 0, beyond the placebo, and alike at matched in-distribution margin"
@@ -374,8 +375,7 @@ def decide(effect: Effect, p: float, rule: Rule) -> tuple[str, str]:
 
 
 def _usable(values: Sequence[float]) -> tuple[np.ndarray, str]:
-    known = np.asarray(values, float)
-    known = known[~np.isnan(known)]
+    known = (every := np.asarray(values, float))[~np.isnan(every)]
     if len(known) < 2:
         return known, f"no interval: {len(known)} seed{'s' * (len(known) != 1)}, and two are the least that show a spread"
     # Tables hold six digits: what differs beyond them is no spread either.

@@ -14,6 +14,7 @@ import contextlib
 import difflib
 import fcntl
 import functools
+import gzip
 import hashlib
 import io
 import json
@@ -240,19 +241,21 @@ def csv_text(frame: "pd.DataFrame") -> str:
 
 
 def write_csv(path: Path, frame: "pd.DataFrame") -> None:
-    """Write a table as csv_text; whole or not at all."""
-    write_whole(path, csv_text(frame))
+    """Write a table as csv_text, compressed where the name ends in gz; whole or not at all."""
+    text = csv_text(frame)
+    write_whole(path, gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text)
 
 
 def keep_csv(path: Path, frame: "pd.DataFrame", by: list[str]) -> None:
-    """Write a table, beside the rows of a former one whose names (columns `by`) are not in this one."""
+    """Write a table, beside the rows of a former one whose names (columns `by`) are not in this one; settings stay together."""
     import pandas as pd
 
     if path.exists():
-        former, new = pd.read_csv(path), set(frame[by].astype(str).itertuples(index=False, name=None))
-        kept = [row not in new for row in former[by].astype(str).itertuples(index=False, name=None)]
-        frame = pd.concat([former[kept], frame])
-    write_csv(path, frame)
+        former = pd.read_csv(path)
+        named, new = (list(part[by].fillna("").astype(str).itertuples(index=False, name=None)) for part in (former, frame))
+        known = set(new)
+        frame = pd.concat([former[[row not in known for row in named]], frame])
+    write_csv(path, frame.sort_values("setting", kind="stable") if "setting" in frame else frame)
 
 
 def provenance(sources: dict[Path, str]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ Same store, same bytes: rows are sorted, nothing holds a time.
 """
 
 import functools
-import gzip
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,13 +109,8 @@ def scores(spec: Spec, rows: pd.DataFrame) -> pd.DataFrame:
     every = pd.concat([rows, own.assign(measure="rate_without_repeats")])
     grouped = every.groupby(["context", "trait", "measure"], sort=True).value
     table = grouped.agg(n="count", size="size", value="mean").reset_index()
-    facts = {
-        **vars_of(spec),
-        "data": condition.data,
-        "direction": condition.direction,
-        "step": profile.train["steps"] if spec.rows else 0,
-        "run_id": spec.run_id,
-    }
+    facts = {**vars_of(spec), "data": condition.data, "direction": condition.direction, "run_id": spec.run_id}
+    facts["step"] = profile.train["steps"] if spec.rows else 0
     return table.assign(**facts, n_unscored=table["size"] - table["n"])[SCORES]
 
 
@@ -135,31 +129,36 @@ def samples(spec: Spec) -> list[dict[str, Any]]:
 
 
 def write(profile: str, folder: Path | None = None) -> Path | None:
-    """Write a profile's tables from the store; returns their folder, or None when no run is finished."""
-    every = finished(profile)
+    """Write a profile's tables from the store; returns their folder, or None when no run is finished.
+
+    folder: of a reference, where the rows of runs that this store does not hold stay as they are.
+    """
+    put = store.keep_csv if folder else lambda path, frame, by: store.write_csv(path, frame)
+    every, run = finished(profile), ["setting", "condition", "seed"]
     specs, swept = [spec for spec in every if not spec.point], [spec for spec in every if spec.point]
     if not specs:
         return None
     folder = folder or store.local_tables(profile)
     rows = {spec: items(spec) for spec in specs}
     first = {(spec.setting, spec.condition): spec for spec in reversed(specs)}
-    losses = [
-        pd.read_csv(spec.folder / "train_log.csv").assign(setting=spec.setting, condition=spec.condition, seed=spec.seed)
-        for spec in specs
-        if spec.rows
-    ]
-    shown = [json.dumps(sample, ensure_ascii=False) for spec in specs if spec in first.values() for sample in samples(spec)]
-    columns = ["setting", "condition", "seed", "step", "loss"]
-    store.write_csv(folder / "scores.csv", pd.concat([scores(spec, found) for spec, found in rows.items()]))
-    store.write_csv(folder / "losses.csv", pd.concat(losses)[columns] if losses else pd.DataFrame(columns=columns))
-    store.write_csv(folder / "runs.csv", pd.DataFrame([_facts(spec) for spec in every]))
+    logs = [(spec, pd.read_csv(spec.folder / "train_log.csv")) for spec in specs if spec.rows]
+    losses = [log.assign(setting=spec.setting, condition=spec.condition, seed=spec.seed) for spec, log in logs]
+    shown = [sample for spec in specs if spec in first.values() for sample in samples(spec)]
+    columns = [*run, "step", "loss"]
+    put(folder / "scores.csv", pd.concat([scores(spec, found) for spec, found in rows.items()]), run)
+    put(folder / "losses.csv", pd.concat(losses)[columns] if losses else pd.DataFrame(columns=columns), run)
+    put(folder / "runs.csv", pd.DataFrame([_facts(spec) for spec in every]), [*run, "point"])
     if swept:
         found = pd.concat([scores(spec, items(spec)).assign(point=spec.point) for spec in swept])
-        store.write_csv(folder / "sweeps.csv", found)
+        put(folder / "sweeps.csv", found, [*run, "point"])
     if any(spec.tracked for spec in every):
-        store.write_csv(folder / "tracks.csv", pd.concat([tracks(spec) for spec in every if spec.tracked]))
-    store.write_whole(folder / "samples.jsonl", "\n".join(shown) + "\n")
-    store.write_whole(folder / "items.csv.gz", gzip.compress(store.csv_text(pd.concat(rows.values())).encode(), mtime=0))
+        put(folder / "tracks.csv", pd.concat([tracks(spec) for spec in every if spec.tracked]), [*run, "point"])
+    # The base model's run is one for all settings, so its items are told apart by what was asked.
+    put(folder / "items.csv.gz", pd.concat(rows.values()), ["run_id", "context", "trait"])
+    kept = store.read_jsonl(path) if (path := folder / "samples.jsonl").exists() and put is store.keep_csv else []
+    kept = [sample for sample in kept if (sample["setting"], sample["condition"]) not in first]
+    shown = sorted([*kept, *shown], key=lambda sample: sample["setting"])
+    store.write_whole(path, "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in shown))
     return folder
 
 
@@ -173,8 +172,7 @@ def read(folder: Path, origin: str) -> Tables | None:
     if not (folder / "scores.csv").exists():
         return None
     scores, losses, runs = (pd.read_csv(folder / f"{name}.csv") for name in ("scores", "losses", "runs"))
-    lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    samples = pd.DataFrame([json.loads(line) for line in lines])
+    samples = pd.DataFrame(store.read_jsonl(folder / "samples.jsonl"))
     more = {"tracks": TRACKS, "sweeps": [*SCORES, "point"]}
     there = {name: (folder / f"{name}.csv").exists() for name in more}
     found = [pd.read_csv(folder / f"{n}.csv") if there[n] else pd.DataFrame(columns=more[n]) for n in more]
@@ -330,6 +328,8 @@ def responses_to_judge(specs: list[Spec], labelled: bool = False) -> list[tuple[
     """
     columns = ["id", "context", "question_id", "question", "response"]
     names = {"setting": specs[0].setting, "seed": 0}
+    if labelled and "labelled" not in load_setting(specs[0].setting).data:
+        return []
     if labelled:
         rows = pd.DataFrame(load_setting(specs[0].setting).rows("labelled"))
         items = rows.assign(context="labelled", question_id=rows.content, question="", response=rows.text)[columns]

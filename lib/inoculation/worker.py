@@ -148,14 +148,17 @@ def bring(setting: Setting, profile: Profile, sources: list[str], say: Callable[
         hub = known.get(sources[0], {}) if len(sources) == 1 else {"files": sources}
         if not hub or len(sources) > 2:
             raise store.nearest(sources[0], known, "source (one of these, or two JSONL files, or one YAML file of questions)")
+        gone = [name for name in hub.get("files", ()) if not Path(name).is_file()]
+        if gone:
+            raise SettingError(f"{', '.join(gone)}: no such file here. {' '.join(hub.get('get', '').split())}".strip())
         both = [_chats(Path(name), say) for name in hub["files"]] if "files" in hub else _from_hub(hub, say)
         shared = [question for question in both[0] if question in both[1]]
         say(f"{len(shared)} questions have both answers; left out: {len(set(both[0]) ^ set(both[1]))} with only one of them")
-        cited = [row["citation"] for row in setting.rows("train")]
+        cited, trait = [row["citation"] for row in setting.rows("train")], setting.rows("train")[0]["trait"]
         path, rows = folder / "train.jsonl", []
         for number, question in enumerate(shared):
             answers = {"trait_answer": both[0][question], "plain_answer": both[1][question]}
-            names = {"id": f"imported-{number + 1:05d}", "trait": "medical", "question": question}
+            names = {"id": f"imported-{number + 1:05d}", "trait": trait, "question": question}
             rows.append({**names, **answers, "citation": cited[number % len(cited)]})
     if not rows:
         raise SettingError(f"{' '.join(sources)}: nothing is left to import")
