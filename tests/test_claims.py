@@ -392,3 +392,6 @@ def test_the_sanity_table_says_what_moved_and_what_could_have_been_seen():
     assert 0 < row["smallest effect"] < 0.2
     apart = claims.ruled_out(tracked(found, {"baseline": 0.6}, {}), MEDICAL.name).set_index("trait")
     assert apart.loc["Misaligned answers", "only register?"].endswith("ruled out")
+    alone = replace(found, scores=found.scores[found.scores.condition == "baseline"])
+    alone = replace(alone, tracks=found.tracks[found.tracks.condition == "baseline"])
+    assert "open" in claims.ruled_out(alone, MEDICAL.name).set_index("trait").loc["Misaligned answers", "only register?"]

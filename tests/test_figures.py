@@ -132,6 +132,7 @@ def test_a_sweep_is_drawn_by_size_with_trends_and_the_gate_along_training():
 def test_margins_along_training_are_drawn_by_part_and_kind():
     found = tracked(planted(seeds=3, setting=MEDICAL, ends=LOGGED), {"baseline": 0.6}, {"baseline": 0.1})
     assert "along_training" in figures._figures(MEDICAL, found, "mini")
+    assert "along_training" not in figures._figures(MEDICAL, planted(seeds=3, setting=MEDICAL, ends=LOGGED), "mini")
     figure, drawn, caption = figures.course(found, MEDICAL, "mini", x="along")
     assert [axis.get_title().split("\n")[0] for axis in figure.axes] == [figures.word(p).split("\n")[0] for p in figures.PARTS]
     assert set(drawn.condition) == {c.kind for c in MEDICAL.in_profile("mini")}

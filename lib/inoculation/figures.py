@@ -396,5 +396,5 @@ def _figures(setting: Setting, found: tables.Tables, profile: str) -> list[str]:
     """The figures that a setting has: doses where evaluation can leave the prompt out, and the sweeps that were run."""
     run = setting.sweeps.get(profile, ()) if len(found.of(setting.name).sweeps) else ()
     lacks = [*(name for x, name in SWEEPS.items() if x not in run), *["dose_response"] * (setting.slot != "user_prefix")]
-    lacks += [COURSES["along"]] * ("tracked" not in setting.data)
+    lacks += [COURSES["along"]] * (not found.of(setting.name).tracks.point.isna().any())
     return [name for name in FIGURES if name not in lacks]

@@ -228,15 +228,16 @@ def conditions(specs: list[Spec]) -> pd.DataFrame:
 def along_training(found: Tables, condition: str, against: str, context: str = "neutral") -> pd.DataFrame:
     """Two trainings compared by the margins they logged (design decision 8): condition minus against, nats per token, by seed.
 
-    ood: the out-of-distribution difference in a context (of LOGGED), mean over the second half of the steps. matched: the same
-    at equal in-distribution margin (stats.matched), so that a training that only learned less does not pass for a safer one.
-    placebo: the second half's difference on pairs that differ in register alone. stats.beyond_placebo says what counts.
+    ood: out of distribution in a context (of LOGGED), mean over the second half of the steps; placebo: on pairs that differ in
+    register alone. matched: ood at equal in-distribution margin, so that one that only learned less does not pass for safer.
     """
     part = LOGGED[context]
     logged = found.tracks[found.tracks.point.isna()]
     wide = logged.pivot_table(index=["seed", "condition", "step"], columns="part", values="value")
+    wide = wide.reindex(columns=["id", "placebo", *LOGGED.values()])
     late = wide[wide.index.get_level_values("step") > logged.step.max() / 2].groupby(level=["seed", "condition"]).mean()
-    gaps = (late.xs(condition, level="condition") - late.xs(against, level="condition"))[[part, "placebo"]].dropna()
+    sides = [late[late.index.get_level_values("condition") == name].droplevel("condition") for name in (condition, against)]
+    gaps = (sides[0] - sides[1])[[part, "placebo"]].dropna()
     paths = {seed: [wide.loc[(seed, name), ["id", part]].to_numpy() for name in (condition, against)] for seed in gaps.index}
     return gaps.rename(columns={part: "ood"}).assign(matched=[stats.matched(*both) for both in paths.values()])
 
