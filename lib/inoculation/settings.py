@@ -20,7 +20,7 @@ POLICIES = ("default", "empty", "none", "no_prefix")
 NAMED = ("title", "source", "notebook")
 PARTS = ("slot", "neutral", "base_model", "profiles", "traits", "directions", "data", "prompts", "pools", "conditions")
 SWEPT = ("rows", "learning_rate")
-OWN = ("train", "margins")  # the parts of a profile that a setting may change for itself
+OWN = ("train", "margins")  # the parts of a profile that a setting may change for itself, and how long its answers may be
 POOL_SHARE = 0.05
 DELIMITER = re.compile(r"<\|(im_start|im_end|endoftext)\|>")
 DATA = ("trait", "control", "partial", "benign")
@@ -240,7 +240,7 @@ def read_setting(path: Path) -> Setting:
 
 
 def _own(profile: str, block: Block) -> dict[str, Any]:
-    return dict(block.only("minutes", *(key for part in OWN for key in _profiles()[profile][part])))
+    return dict(block.only("minutes", "max_new_tokens", *(key for part in OWN for key in _profiles()[profile][part])))
 
 
 def _by_profile(top: Block, key: str) -> list[tuple[str, Block]]:
@@ -360,7 +360,7 @@ def load_profile(name: str, setting: Setting | None = None, point: str = "") -> 
     train, margins = ({**block[part], **{key: own[key] for key in own if key in block[part]}} for part in OWN)
     if train["dtype"] == "auto":
         train["dtype"] = "bfloat16" if cpu_multiplies_bfloat16() else "float32"
-    sample, swept = dict(block.take("sample", Block)), {}
+    sample, swept = {**block.take("sample", Block), **{k: own[k] for k in own if k == "max_new_tokens"}}, {}
     if point:
         swept, measured = setting.sweeps[name], block.take("sweep", Block)
         key, value = point.split("=")
