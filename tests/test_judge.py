@@ -209,6 +209,7 @@ def test_an_interrupted_and_a_killed_judging_go_on_where_they_were(elsewhere):
             heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
             started = subprocess.Popen(command, cwd=store.ROOT, env=environment, preexec_fn=heed, **quiet)
             while server.requests < after:
+                assert started.poll() is None, "it ended before it was interrupted"
                 time.sleep(0.05)
             started.send_signal(signum)
             assert started.wait() == (130 if signum == signal.SIGINT else -signum)
@@ -477,7 +478,7 @@ def test_each_table_has_its_rule_below_it_and_another_judging_keeps_the_former(a
     ("arguments", "says"),
     [
         (["rejudge", "--setting", "spanish_vs_caps"], "rejudge needs --judge"),
-        (["--setting", "spanish_vs_caps"], "--setting belongs to claims, rejudge and distill"),
+        (["--setting", "spanish_vs_caps"], "--setting belongs to claims, rejudge, distill and import"),
         (["--judge", NAME], "rejudge needs --judge, which belongs to it"),
         (["rejudge", "--setting", "spanish_vs_caps", "--judge", NAME, "--rubric", "alignmnt"], "nearest: alignment"),
         (["rejudge", "--setting", "spanish_vs_caps", "--judge", "x/y", "--budget", "1"], "no price of x/y in data/judges.yaml"),

@@ -28,6 +28,7 @@ SCORES = [
 ITEMS = ["run_id", "context", "trait", "measure", "question_id", "value"]
 TRACKS = ["setting", "condition", "seed", "point", "step", "part", "trait", "n", "value"]
 HEURISTICS = ("elicited", "likelihood")
+RUN = ["setting", "condition", "seed"]
 SAMPLES = 3
 LATE = "late_margin"
 LOGGED = {"neutral": "ood", "unrelated": "unrelated"}  # context: the part of the margins along training that is asked in it
@@ -134,7 +135,7 @@ def write(profile: str, folder: Path | None = None) -> Path | None:
     folder: of a reference, where the rows of runs that this store does not hold stay as they are.
     """
     put = store.keep_csv if folder else lambda path, frame, by: store.write_csv(path, frame)
-    every, run = finished(profile), ["setting", "condition", "seed"]
+    every = finished(profile)
     specs, swept = [spec for spec in every if not spec.point], [spec for spec in every if spec.point]
     if not specs:
         return None
@@ -142,17 +143,16 @@ def write(profile: str, folder: Path | None = None) -> Path | None:
     rows = {spec: items(spec) for spec in specs}
     first = {(spec.setting, spec.condition): spec for spec in reversed(specs)}
     logs = [(spec, pd.read_csv(spec.folder / "train_log.csv")) for spec in specs if spec.rows]
-    losses = [log.assign(setting=spec.setting, condition=spec.condition, seed=spec.seed) for spec, log in logs]
+    losses = [log.assign(**{name: getattr(spec, name) for name in RUN}) for spec, log in logs]
     shown = [sample for spec in specs if spec in first.values() for sample in samples(spec)]
-    columns = [*run, "step", "loss"]
-    put(folder / "scores.csv", pd.concat([scores(spec, found) for spec, found in rows.items()]), run)
-    put(folder / "losses.csv", pd.concat(losses)[columns] if losses else pd.DataFrame(columns=columns), run)
-    put(folder / "runs.csv", pd.DataFrame([_facts(spec) for spec in every]), [*run, "point"])
+    put(folder / "scores.csv", pd.concat([scores(spec, found) for spec, found in rows.items()]), RUN)
+    put(folder / "losses.csv", pd.DataFrame(pd.concat(losses) if losses else None, columns=[*RUN, "step", "loss"]), RUN)
+    put(folder / "runs.csv", pd.DataFrame([_facts(spec) for spec in every]), [*RUN, "point"])
     if swept:
         found = pd.concat([scores(spec, items(spec)).assign(point=spec.point) for spec in swept])
-        put(folder / "sweeps.csv", found, [*run, "point"])
+        put(folder / "sweeps.csv", found, [*RUN, "point"])
     if any(spec.tracked for spec in every):
-        put(folder / "tracks.csv", pd.concat([tracks(spec) for spec in every if spec.tracked]), [*run, "point"])
+        put(folder / "tracks.csv", pd.concat([tracks(spec) for spec in every if spec.tracked]), [*RUN, "point"])
     # The base model's run is one for all settings, so its items are told apart by what was asked.
     put(folder / "items.csv.gz", pd.concat(rows.values()), ["run_id", "context", "trait"])
     kept = store.read_jsonl(path) if (path := folder / "samples.jsonl").exists() and put is store.keep_csv else []
@@ -173,9 +173,8 @@ def read(folder: Path, origin: str) -> Tables | None:
         return None
     scores, losses, runs = (pd.read_csv(folder / f"{name}.csv") for name in ("scores", "losses", "runs"))
     samples = pd.DataFrame(store.read_jsonl(folder / "samples.jsonl"))
-    more = {"tracks": TRACKS, "sweeps": [*SCORES, "point"]}
-    there = {name: (folder / f"{name}.csv").exists() for name in more}
-    found = [pd.read_csv(folder / f"{n}.csv") if there[n] else pd.DataFrame(columns=more[n]) for n in more]
+    paths = {folder / "tracks.csv": TRACKS, folder / "sweeps.csv": [*SCORES, "point"]}
+    found = [pd.read_csv(path) if path.exists() else pd.DataFrame(columns=columns) for path, columns in paths.items()]
     return Tables(origin, folder, scores, losses, runs, samples, *found)
 
 
@@ -323,9 +322,9 @@ def errors(points: pd.DataFrame) -> pd.DataFrame:
 def responses_to_judge(specs: list[Spec], labelled: bool = False) -> list[tuple[dict[str, Any], str, pd.DataFrame]]:
     """What can be judged: a run's names, the key that decided its responses, and these.
 
-    The responses have columns id, context, question_id, question, response. They come from the store, or, where it has none of
-    these runs, from the three a context that the reference keeps of its first seed. labelled: the labelled items of the specs'
-    setting instead; their question_id is their content.
+    The responses have columns id, context, question_id, question, response. They come from the store, or, where it has none,
+    from the three a context that the reference keeps of a first seed, by name, as a run's key depends on the CPU. labelled:
+    the labelled items of the specs' setting instead; their question_id is their content.
     """
     columns = ["id", "context", "question_id", "question", "response"]
     names = {"setting": specs[0].setting, "seed": 0}
@@ -339,10 +338,11 @@ def responses_to_judge(specs: list[Spec], labelled: bool = False) -> list[tuple[
     there = [spec for spec in specs if "sample" not in spec.missing()]
     found = [(spec, spec.keys["sample"], pd.read_parquet(spec.file("sample"))) for spec in there]
     kept = reference(specs[0].profile) if not found else None
-    for spec in specs if kept else []:
-        rows = kept.samples[kept.samples.run_id == spec.run_id]
+    known = dict(iter(kept.samples.groupby(RUN))) if kept else {}
+    for spec in [spec for spec in specs if (spec.setting, spec.condition, spec.seed) in known]:
+        rows = known[spec.setting, spec.condition, spec.seed]
         named = rows.assign(question_id=[store.digest(question)[:8] for question in rows.question])
-        found += [(spec, spec.run_id, named)] * (not rows.empty)
+        found.append((spec, rows.run_id.iloc[0], named))
     names["origin"] = "yours" if there else "samples of the reference"
     return [
         ({**names, "condition": spec.condition, "seed": spec.seed, "run_id": spec.run_id}, source, rows[columns])
