@@ -124,10 +124,11 @@ class Effects:
     def elicited(self, trait: str) -> pd.Series:
         """How much of a trait every prompt brings before training beyond the neutral one, by margin; 1: as training brings.
 
-        Training is baseline minus control, both under the neutral prompt; NaN where that is not distinguishable from 0.
+        Training is baseline minus control, both under the neutral prompt; NaN where these seeds do not tell that from 0.
         """
         taught = stats.student(self.values(BASELINE, trait, CC, "margin") - self.values(CONTROL, trait, CC, "margin"))
-        return elicitation(self.found)[trait, "margin"] / (math.nan if taught.touches_zero else taught.estimate)
+        scale = taught.estimate if taught.known and not taught.touches_zero else math.nan
+        return elicitation(self.found)[trait, "margin"] / scale
 
     def doubt(self, names: list[str], against: list[str], context: str) -> str:
         """Why a difference in margins logged along training may be register, or less learning (stats.beyond_placebo)."""
@@ -169,10 +170,7 @@ class Effects:
         }
 
     def selectivity(self, names: list[str], direction: str, context: str) -> Effect:
-        """Suppression of the negative trait minus suppression of the positive one (facts.md F, IPX; there clipped at 0).
-
-        1: all of the negative and nothing of the positive trait is gone; 0: both alike.
-        """
+        """Suppression of the negative minus that of the positive trait: 1 for only the former (facts.md F, IPX; there clipped)."""
         roles = self.setting.directions[direction]
         negative, positive = (self.suppression(names, roles[role], context) for role in ("negative", "positive"))
         measures = " and ".join(dict.fromkeys((negative.measure, positive.measure)))

@@ -83,7 +83,7 @@ def _by_card(found: tables.Tables, setting: Setting, contexts: tuple[str, ...]) 
 def _unit(trait: Trait, rows: pd.DataFrame) -> tuple[str, tuple[float | None, float | None]]:
     """A trait's axis label and limits: a share, or the margin where its card names that."""
     if (rows.measure == "rate").all():
-        return trait.unit.replace(" in ", "\nin "), (-0.04, 1.04)
+        return fill(trait.unit, 18), (-0.04, 1.04)
     return f"margin\n{_per(trait)}", (None, None)
 
 
