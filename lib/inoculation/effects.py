@@ -170,7 +170,7 @@ class Effects:
         }
 
     def selectivity(self, names: list[str], direction: str, context: str) -> Effect:
-        """Suppression of the negative minus that of the positive trait: 1 for only the former (facts.md F, IPX; there clipped)."""
+        """Suppression of the negative minus that of the positive trait; 1: only the former (facts.md F, IPX; there clipped)."""
         roles = self.setting.directions[direction]
         negative, positive = (self.suppression(names, roles[role], context) for role in ("negative", "positive"))
         measures = " and ".join(dict.fromkeys((negative.measure, positive.measure)))
@@ -391,6 +391,8 @@ def heuristics(settings: Iterable[Effects], context: str = MAIN) -> pd.DataFrame
         before, every = elicitation(effects.found), effects.setting.conditions
         asked_of = [name for name in effects.conditions if name in before.index and every[name].data == "trait"]
         elicited = {trait: effects.elicited(trait) for trait in effects.setting.taught} if asked_of else {}
+        # Without a scale, shares of it mean nothing.
+        elicited = {trait: shares for trait, shares in elicited.items() if shares.notna().any()}
         for trait, name in itertools.product(elicited, asked_of):
             both = {"elicited": elicited[trait][name], "likelihood": before.loc[name, ("answers", "likelihood")]}
             names = {"setting": effects.setting.name, "condition": name, "trait": trait}
