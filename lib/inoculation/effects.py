@@ -127,8 +127,7 @@ class Effects:
         Training is baseline minus control, both under the neutral prompt; NaN where these seeds do not tell that from 0.
         """
         taught = stats.student(self.values(BASELINE, trait, CC, "margin") - self.values(CONTROL, trait, CC, "margin"))
-        scale = taught.estimate if taught.known and not taught.touches_zero else math.nan
-        return elicitation(self.found)[trait, "margin"] / scale
+        return elicitation(self.found)[trait, "margin"] / (math.nan if taught.touches_zero else taught.estimate)
 
     def doubt(self, names: list[str], against: list[str], context: str) -> str:
         """Why a difference in margins logged along training may be register, or less learning (stats.beyond_placebo)."""
@@ -386,13 +385,13 @@ def heuristics(settings: Iterable[Effects], context: str = MAIN) -> pd.DataFrame
     elicited: Effects.elicited, the heuristic of Wichers et al. likelihood: how much likelier the prompt makes the training
     answers, nats per token.
     """
-    rows = []
-    for effects in settings:
+    every, rows = list(settings), []
+    # One seed cannot show that training moved a trait at all, so beside settings of several it does not count.
+    several = [effects for effects in every if len(effects.seeds) > 1]
+    for effects in several or every:
         before, every = elicitation(effects.found), effects.setting.conditions
         asked_of = [name for name in effects.conditions if name in before.index and every[name].data == "trait"]
         elicited = {trait: effects.elicited(trait) for trait in effects.setting.taught} if asked_of else {}
-        # Without a scale, shares of it mean nothing.
-        elicited = {trait: shares for trait, shares in elicited.items() if shares.notna().any()}
         for trait, name in itertools.product(elicited, asked_of):
             both = {"elicited": elicited[trait][name], "likelihood": before.loc[name, ("answers", "likelihood")]}
             names = {"setting": effects.setting.name, "condition": name, "trait": trait}
