@@ -252,9 +252,8 @@ def keep_csv(path: Path, frame: "pd.DataFrame", by: list[str]) -> None:
 
     if path.exists():
         former = pd.read_csv(path)
-        named, new = (list(part[by].fillna("").astype(str).itertuples(index=False, name=None)) for part in (former, frame))
-        known = set(new)
-        frame = pd.concat([former[[row not in known for row in named]], frame])
+        named = [part[by].astype(object).fillna("").astype(str).apply(tuple, axis=1) for part in (former, frame)]
+        frame = pd.concat([former[~named[0].isin(set(named[1]))], frame])
     write_csv(path, frame.sort_values("setting", kind="stable") if "setting" in frame else frame)
 
 
