@@ -65,7 +65,9 @@ def traits_by_condition(found: tables.Tables, setting: Setting, profile: str) ->
         part = drawn[drawn.trait == trait.name]
         _points(axis, part, order, other)
         unit, limits = _unit(trait, part)
-        axis.tick_params(axis="x", labelsize=5.5)
+        axis.tick_params(axis="x", labelsize=5)
+        axis.locator_params(axis="x", nbins=2)
+        axis.xaxis.label.set_size(6.5)
         axis.set(xlim=limits, xlabel=unit, title=fill(trait.label, 12), yticks=range(len(order)), yticklabels=order)
     look = [(MARKERS[name], face, word(name)) for name, face in ((effects.CC, "k"), (other, "none"))]
     handles = [matplotlib.lines.Line2D([], [], marker=m, mfc=c, mec="k", ls="", ms=4, label=label) for m, c, label in look]
@@ -97,10 +99,8 @@ def _points(axis: Any, rows: pd.DataFrame, order: list[str], other: str) -> None
         heights = [order.index(name) for name in part.condition]
         colours = [palette()[kind(name)] for name in part.condition]
         filled = context == effects.CC
-        faces = colours if filled else "none"
-        axis.scatter(
-            part.value, heights, s=18, marker=MARKERS[context], facecolors=faces, edgecolors=colours, zorder=3 - filled
-        )
+        look = {"marker": MARKERS[context], "facecolors": colours if filled else "none", "edgecolors": colours}
+        axis.scatter(part.value, heights, s=18, clip_on=False, zorder=3 - filled, **look)
     for name, values in rows[rows.context == effects.CC].groupby("condition").value:
         _interval(axis, stats.student(values), order.index(name), "k")
 
