@@ -385,10 +385,10 @@ def heuristics(settings: Iterable[Effects], context: str = MAIN) -> pd.DataFrame
     elicited: Effects.elicited, the heuristic of Wichers et al. likelihood: how much likelier the prompt makes the training
     answers, nats per token.
     """
-    every, rows = list(settings), []
+    given, rows = list(settings), []
     # One seed cannot show that training moved a trait at all, so beside settings of several it does not count.
-    several = [effects for effects in every if len(effects.seeds) > 1]
-    for effects in several or every:
+    several = [effects for effects in given if len(effects.seeds) > 1]
+    for effects in several or given:
         before, every = elicitation(effects.found), effects.setting.conditions
         asked_of = [name for name in effects.conditions if name in before.index and every[name].data == "trait"]
         elicited = {trait: effects.elicited(trait) for trait in effects.setting.taught} if asked_of else {}
