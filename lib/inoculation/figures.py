@@ -65,7 +65,7 @@ def traits_by_condition(found: tables.Tables, setting: Setting, profile: str) ->
         part = drawn[drawn.trait == trait.name]
         _points(axis, part, order, other)
         unit, limits = _unit(trait, part)
-        axis.tick_params(axis="x", labelsize=5)
+        axis.tick_params(axis="x", labelsize=5, rotation=40 * (len(axes) > 2))
         axis.locator_params(axis="x", nbins=2)
         axis.xaxis.label.set_size(6.5)
         axis.set(xlim=limits, xlabel=unit, title=fill(trait.label, 12), yticks=range(len(order)), yticklabels=order)
