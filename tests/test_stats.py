@@ -90,6 +90,12 @@ def test_bootstraps_name_what_they_are_for(proof):
     assert not stats.question_bootstrap(values[:, :1]).known
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_question_without_a_value_does_not_count():
+    values = np.random.default_rng(0).normal(1, 1, (5, 9))
+    assert stats.question_bootstrap(np.hstack([values, np.full((5, 2), np.nan)])) == stats.question_bootstrap(values)
+
+
 def test_paths_are_compared_at_equal_in_distribution_margin():
     slow, fast = np.array([[0, 0], [1, 1], [2, 2.0]]), np.array([[0, 0], [2, 2], [4, 4.0]])
     assert stats.matched(fast, slow) == pytest.approx(0)

@@ -272,10 +272,10 @@ def max_test(values: np.ndarray) -> tuple[int, float]:
 def question_bootstrap(values: np.ndarray, seed: int = 0) -> Interval:
     """The mean of (seeds, questions) with a percentile interval over questions: what other questions would have changed.
 
-    It says nothing about other seeds, so it is reported apart and never as a contrast's interval.
+    It says nothing about other seeds, so it is reported apart and never as a contrast's interval. A question that no seed has
+    a value for does not count.
     """
-    questions = np.nanmean(values, axis=0)
-    questions = questions[~np.isnan(questions)]
+    questions = np.nanmean(values[:, ~np.isnan(values).all(axis=0)], axis=0)
     if len(questions) < 2:
         return Interval(_mean(questions), math.nan, math.nan, len(questions), "fewer than two questions")
     draws = np.random.default_rng(seed).integers(len(questions), size=(RESAMPLES, len(questions)))
