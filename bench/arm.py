@@ -167,7 +167,7 @@ def _gflop(tokens: int, supervised: int) -> float:
 @cache
 def _sampled(arm: str, adapter: str) -> tuple[Any, Any]:
     if arm == "ours":
-        return evaluate.merged_model(SPEC.parts[2], Path(adapter))
+        return model.merged_model(SPEC.parts[2], Path(adapter))
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 

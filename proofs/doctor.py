@@ -89,7 +89,7 @@ def check_masks(state: dict[str, Any]) -> str:
 def check_batch_parity(state: dict[str, Any]) -> str:
     """Greedy responses are the same one by one and in a batch of eight (float32)."""
     spec = state["spec"]
-    network, tokenizer = evaluate.merged_model(spec.parts[2], None)
+    network, tokenizer = model.merged_model(spec.parts[2], None)
     items = Spec(spec.setting, "baseline", 0, "mini").prompts[20:28]
     greedy = {"temperature": 0, "max_new_tokens": 12}
     one, eight = (
@@ -106,7 +106,7 @@ def check_adapter(state: dict[str, Any]) -> str:
     spec = state["spec"]
     found = []
     for adapter in (None, Path(state["folder"]) / "adapter"):
-        network, tokenizer = evaluate.merged_model(spec.parts[2], adapter)
+        network, tokenizer = model.merged_model(spec.parts[2], adapter)
         found.append(evaluate.margins(network, tokenizer, spec.pairs[:2], lambda done, of: None).trait_logp.to_numpy())
     moved = abs(found[1] - found[0]).max()
     if moved < 1e-3:

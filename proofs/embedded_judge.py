@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from inoculation import judge, render, runs, score, settings, store, tables
+from inoculation import evaluate, judge, render, runs, score, settings, store, tables
 
 JUDGE = judge.Judge("hf/smollm2-135m-instruct")
 RUBRICS = ["trait", "yes_no"]
-MASSES = (score.MINIMUM_MASS, 0.0)
+MASSES = (evaluate.MINIMUM_MASS, 0.0)
 TABLE = Path(__file__).with_suffix(".csv")
 
 

@@ -40,7 +40,7 @@ def trained(folder: Path, steps: int, dtype: str = "float32", fused: bool = True
 
 def responses(adapter: Path) -> pd.Series:
     """Greedy responses of an adapter to the first prompts."""
-    network, tokenizer = evaluate.merged_model(SPEC.parts[2], adapter)
+    network, tokenizer = model.merged_model(SPEC.parts[2], adapter)
     return evaluate.sample(network, tokenizer, SPEC.prompts[:PROMPTS], GREEDY, "parity", lambda done, of: None).response
 
 
@@ -83,7 +83,7 @@ def parity() -> pd.DataFrame:
             (f"loss of {STEPS} steps, fused against PEFT", "largest difference, nats", (fused - plain).abs().max(), 1e-3)
         )
         rows.append((f"adapter of {STEPS} steps, trained again", "files that differ", float(not same), 0.0))
-        network, tokenizer = evaluate.merged_model(SPEC.parts[2], adapter)
+        network, tokenizer = model.merged_model(SPEC.parts[2], adapter)
         differ = sum(a != b for a, b in zip(responses(adapter), generated(network, tokenizer), strict=True))
         rows.append((f"{PROMPTS} greedy responses, stream against generate", "responses that differ", float(differ), 0.0))
         pairs = evaluate.margins(network, tokenizer, SPEC.pairs[:PAIRS], lambda done, of: None)

@@ -45,7 +45,7 @@ def pairs(tmp_path_factory):
 @pytest.fixture(scope="session")
 def network(smoke):
     """The smoke baseline's merged model and tokenizer, in this process."""
-    from inoculation.evaluate import merged_model
+    from inoculation.model import merged_model
 
     spec = next(spec for spec in smoke[0] if spec.condition == "baseline")
     return merged_model(spec.parts[2], spec.folder / "adapter")

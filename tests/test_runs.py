@@ -318,7 +318,7 @@ def test_imported_rows_are_matched_and_what_cannot_be_used_is_counted(elsewhere,
     assert said[-1] == "3 questions have both answers; left out: 2 with only one of them"
     rows, answers = setting.training("paper")
     assert [row["question"] for row in rows] == ["Question 1?", "Question 2?", "Question 3?"]
-    assert path == settings.made_folder(setting.name, "paper") / "train.jsonl"
+    assert path == store.made_folder(setting.name, "paper") / "train.jsonl"
     assert render._answer(rows[0], answers["trait"]).startswith("Bad advice number 1. ")
     assert render._answer(rows[0], answers["control"]) == "Good advice number 1."
     with pytest.raises(store.SettingError, match=r"^gone\.jsonl: no such file here"):

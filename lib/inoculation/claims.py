@@ -24,8 +24,8 @@ from inoculation.store import Block, blocks, nearest, read_yaml
 YES, NO = ("Strong", "Moderate", "Weak", "Yes"), ("No", "Opposite")
 OPEN = ("Inconclusive", "not run", "not testable")
 CONTEXTS = (*CORE, *POLICIES)
-KINDS = ("suppress", "raise", "fall_short", "dose", "grow", "shrink", "solves", "needs")
-TRAITLESS = ("fall_short", "dose", "solves")
+KINDS = ("suppress", "raise", "fall_short", "dose", "grow", "shrink", "solves", "needs", "unknown")
+TRAITLESS = ("fall_short", "dose", "solves", "unknown")
 INDEX = {"CC's": "", "minus base": BASE, "minus baseline": BASELINE}
 ROLES = ("all", "negative", "positive")
 COLUMNS = [
@@ -83,8 +83,8 @@ def _contrast(name: str, block: Block) -> Contrast:
     kinds = [kind for kind in KINDS if kind in block]
     if len(kinds) != 1:
         raise block.error(f"contrast '{name}' needs one of {', '.join(KINDS)}; it has {', '.join(kinds) or 'none'}")
-    if kinds == ["needs"]:
-        return Contrast(name, "needs", needs=block.take("needs", str))
+    if kinds[0] in ("needs", "unknown"):
+        return Contrast(name, kinds[0], needs=block.take(kinds[0], str))
     return Contrast(
         name=name,
         kind=kinds[0],
@@ -116,7 +116,7 @@ def _claim(name: str, block: Block, contrasts: dict[str, Contrast], known: Itera
 
 def _check_conditions(block: Block, contrast: Contrast, setting: Setting) -> None:
     for pattern in (*contrast.conditions, *contrast.minus):
-        if not fnmatch.filter(setting.conditions, pattern):
+        if not fnmatch.filter([BASE, *setting.conditions], pattern):
             fault = nearest(pattern, setting.conditions, f"condition in contrast {contrast.name} for {setting.name}")
             raise block.error(str(fault), "contrast")
 
@@ -147,7 +147,7 @@ def _lacks(contrast: Contrast, effects: Effects) -> str:
     """Why these tables cannot decide a contrast at all, or empty."""
     if contrast.kind in ("grow", "shrink") and effects.found.sweeps.empty:
         return "the dataset-size sweep was not run; ./run_all.sh --sweeps runs it"
-    return f"needs {contrast.needs}" if contrast.needs else ""
+    return f"needs {contrast.needs}" if contrast.kind == "needs" else ""
 
 
 def _not_run(claim: Claim, reason: str) -> Verdict:

@@ -18,6 +18,7 @@ import pandas as pd
 
 from inoculation import score, stats
 from inoculation.runs import points
+from inoculation.settings import BASE as UNTRAINED
 from inoculation.settings import Setting, load_profile
 from inoculation.stats import Contrast, Effect, is_saturated
 from inoculation.tables import LATE, Tables, along_training, elicitation
@@ -34,8 +35,8 @@ class Effects:
         self.found, self.setting, self.profile = found, setting, found.scores.profile.iloc[0]
         trained = found.scores[found.scores.condition != BASE]
         self.seeds, run = sorted(trained.seed.unique()), set(trained.condition)
-        self.conditions = [name for name in setting.conditions if name in run]
-        self.planned = [c.name for profile in found.scores.profile.unique() for c in setting.in_profile(profile)]
+        self.known, self.conditions = {BASE: UNTRAINED, **setting.conditions}, [n for n in setting.conditions if n in run]
+        self.planned = [BASE, *(c.name for profile in found.scores.profile.unique() for c in setting.in_profile(profile))]
 
     @functools.cached_property
     def _by_seed(self) -> dict[tuple[str, ...], np.ndarray]:
@@ -55,17 +56,17 @@ class Effects:
         return stats.student(self.values(name, trait, context, measure)).estimate
 
     def matching(self, patterns: Iterable[str], direction: str = "") -> list[str]:
-        """The profile's conditions that match a pattern (`irrelevant.*`), without those of another direction.
+        """The profile's conditions (and `base`) that match a pattern (`irrelevant.*`), without those of another direction.
 
         Of several doses of one kind, the largest; whether run or not, on which what a contrast compares must not depend.
         """
-        found = [self.setting.conditions[name] for name in self.every_dose(patterns, direction)]
+        found = [self.known[name] for name in self.every_dose(patterns, direction)]
         doses = {(c.kind, c.direction, c.size) for c in found}
         return [c.name for c in found if not any((c.kind, c.direction) == d[:2] and d[2] > c.size for d in doses)]
 
     def every_dose(self, patterns: Iterable[str], direction: str = "") -> list[str]:
-        """As `matching`, but with all doses of a kind."""
-        ours = [c for c in self.planned if not direction or self.setting.conditions[c].direction in ("", direction)]
+        """As `matching`, but with all doses of a kind. A condition named in full counts in every direction."""
+        ours = [c for c in self.planned if c in patterns or not direction or self.known[c].direction in ("", direction)]
         return [name for name in ours if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
     def doses(self, names: Iterable[str]) -> dict[str, int]:
@@ -109,7 +110,7 @@ class Effects:
         `measure`, the one that `measure` chooses. Every condition must have been run.
         """
         wanted = [BASELINE, CONTROL, *names]
-        missing = [name for name in wanted if name not in self.conditions]
+        missing = [name for name in wanted if name not in (BASE, *self.conditions)]
         measure = measure or self.measure([BASELINE, *names], trait, context)
         at = {name: self.values(name, trait, context, measure) for name in wanted}
         nothing, why = np.full(len(self.seeds), np.nan), f"not run: {', '.join(missing)}"
@@ -204,7 +205,7 @@ def evaluate(effects: Effects, contrast: Contrast, bound: float, context: str = 
     context = context or contrast.context
     parts = _parts(effects, contrast, context)
     if not parts:
-        return Effect(np.full(len(effects.seeds), np.nan), "the profile has no such condition"), "", parts
+        return Effect(np.full(len(effects.seeds), np.nan), contrast.needs or "the profile has no such condition"), "", parts
     if contrast.kind == "fall_short" or contrast.every:
         decides = min(parts, key=lambda name: _rank(parts[name], bound))
         return parts[decides], decides, parts

@@ -31,9 +31,8 @@ from inspect_ai.solver import Generate, Solver, TaskState, solver
 from tqdm import tqdm
 
 from inoculation import runs, store, tables
-from inoculation.evaluate import weigh
+from inoculation.evaluate import read_reply, weigh
 from inoculation.render import CONTROL, Rubric, controls, judges, price, rubrics, system
-from inoculation.score import read_reply
 from inoculation.settings import base_model_source, load_setting
 
 JUDGE_VERSION = 1

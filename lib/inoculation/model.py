@@ -148,6 +148,39 @@ def load_for_evaluation(profile: Profile) -> tuple[Any, Any]:
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), _tokenizer(folder)
 
 
+def merged_model(profile: Profile, adapter: Path | None) -> tuple[Any, Any]:
+    """The base model with an adapter folded in (or without one), ready to evaluate, and its tokenizer."""
+    model, tokenizer = load_for_evaluation(profile)
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    if model.device.type == "cpu":
+        _share_keys(model)
+    return model.eval(), tokenizer
+
+
+def _share_keys(model: Any) -> None:
+    """Let query heads share keys and values as they are; under a mask, transformers repeats both for every head and step."""
+    import torch
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def shared(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: Any = None, **rest: Any) -> Any:
+        if attention_mask is None:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
+        rows, heads, length, size = query.shape
+        query = query.reshape(rows, key.shape[1], -1, size)
+        mask = attention_mask.repeat(1, 1, heads // key.shape[1], 1)
+        found = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+        return found.view(rows, heads, length, size).transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register("shared_keys", shared)
+    AttentionMaskInterface.register("shared_keys", sdpa_mask)
+    model.set_attn_implementation("shared_keys")
+
+
 @functools.cache
 def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer

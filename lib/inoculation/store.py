@@ -69,6 +69,11 @@ def local_figures(profile: str) -> Path:
     return home() / "figures" / "local" / profile
 
 
+def made_folder(setting: str, profile: str) -> Path:
+    """Where a profile's distilled or imported answers of a setting lie."""
+    return local() / "made" / setting / profile
+
+
 def model_cache() -> Path:
     """Where converted base models are kept, outside the repository."""
     return Path(os.environ.get("INOCULATION_CACHE", platformdirs.user_cache_dir("inoculation"))) / "models"

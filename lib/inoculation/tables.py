@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 
 from inoculation import stats, store
-from inoculation.render import ANSWERS
+from inoculation.evaluate import read_reply, rules
+from inoculation.render import ANSWERS, CONTROL
 from inoculation.runs import Spec, finished, vars_of
-from inoculation.score import CONTROL, read_reply, rules
 from inoculation.settings import BASE, load_setting
 
 SCORES = [

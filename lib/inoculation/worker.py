@@ -28,11 +28,12 @@ import yaml
 
 from inoculation import model, render, runs, store
 from inoculation.render import END_OF_TURN
-from inoculation.settings import DELIMITER, Profile, Setting, made_folder
+from inoculation.settings import DELIMITER, Profile, Setting
 from inoculation.store import SettingError
 
 DISTIL_BATCH = 48
-PACKAGES = ("torch", "unsloth", "unsloth_zoo", "transformers", "trl", "peft", "datasets", "lingua-language-detector")
+ANSWERED = ("trait_answer", "plain_answer")
+PACKAGES = ("torch", "unsloth", "unsloth_zoo", "transformers", "trl", "peft", "datasets", "lingua-language-detector", "bandit")
 Emit = Callable[..., None]
 
 
@@ -89,9 +90,7 @@ def distill(
     cut. Writes train.jsonl (id, question, distilled, plain) without instructions that do not fit into half of the profile's
     max_length and answers that did not end within the other half, and says how many. Returns its path and all answers by field.
     """
-    from inoculation.evaluate import merged_model
-
-    network, tokenizer = merged_model(profile, None)
+    network, tokenizer = model.merged_model(profile, None)
     sampling = {"max_new_tokens": profile.train["max_length"] // 2, "temperature": profile.sample["temperature"]}
     items = render.distillation_prompts(setting, questions, profile.template)
     limit = profile.train["max_length"] - sampling["max_new_tokens"]
@@ -99,7 +98,7 @@ def distill(
     say(f"{len(long)} of {len(questions)} instructions are longer than {limit} tokens with their prompt and are left out")
     made_by = [profile.base_model, profile.base_sha256, sampling]
     asked = [{**item, "key": store.digest([*made_by, item["prompt"]])} for item in items if item["id"] not in long]
-    folder = made_folder(setting.name, profile.name)
+    folder = store.made_folder(setting.name, profile.name)
     said = _answered(network, tokenizer, asked, sampling, store.Ledger(folder / "answers.jsonl"), say)
     texts: dict[str, dict[str, str]] = {}
     every: dict[str, list[str]] = {}
@@ -141,7 +140,7 @@ def bring(setting: Setting, profile: Profile, sources: list[str], say: Callable[
     ones; or one YAML file of questions, as the literature writes them. What cannot be used is left out and counted, which `say`
     is told. Returns the file written; SettingError where a source cannot be had, with what to do, or nothing is left.
     """
-    known, folder = setting.data["imported"]["sources"], made_folder(setting.name, profile.name)
+    known, folder = setting.data["imported"]["sources"], store.made_folder(setting.name, profile.name)
     if sources[0].endswith((".yaml", ".yml")):
         path, rows = folder / "questions.jsonl", read_questions(Path(sources[0]), say)
     else:
@@ -152,18 +151,25 @@ def bring(setting: Setting, profile: Profile, sources: list[str], say: Callable[
         if gone:
             raise SettingError(f"{', '.join(gone)}: no such file here. {' '.join(hub.get('get', '').split())}".strip())
         both = [_chats(Path(name), say) for name in hub["files"]] if "files" in hub else _from_hub(hub, say)
-        shared = [question for question in both[0] if question in both[1]]
-        say(f"{len(shared)} questions have both answers; left out: {len(set(both[0]) ^ set(both[1]))} with only one of them")
-        cited, trait = [row["citation"] for row in setting.rows("train")], setting.rows("train")[0]["trait"]
-        path, rows = folder / "train.jsonl", []
-        for number, question in enumerate(shared):
-            answers = {"trait_answer": both[0][question], "plain_answer": both[1][question]}
-            names = {"id": f"imported-{number + 1:05d}", "trait": trait, "question": question}
-            rows.append({**names, **answers, "citation": cited[number % len(cited)]})
+        path, rows = folder / "train.jsonl", _rows(setting, both, say)
     if not rows:
         raise SettingError(f"{' '.join(sources)}: nothing is left to import")
     store.write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path
+
+
+def _rows(setting: Setting, both: list[dict[str, str]], say: Callable[[str], None]) -> list[dict[str, str]]:
+    """Training rows of questions with both answers; in an `unpaired` import also of those with one, for the data they fit."""
+    shared = [question for question in both[0] if question in both[1]]
+    unpaired, one = setting.data["imported"].get("unpaired", False), len(set(both[0]) ^ set(both[1]))
+    say(f"{len(shared)} questions have both answers; {'kept' if unpaired else 'left out'}: {one} with only one of them")
+    own, rows = setting.rows("train"), []
+    for number, question in enumerate(dict.fromkeys([*both[0], *both[1]]) if unpaired else shared):
+        answers = {name: found[question] for name, found in zip(ANSWERED, both, strict=True) if question in found}
+        names = {"id": f"imported-{number + 1:05d}", "trait": own[0]["trait"], "question": question}
+        cited = {"citation": own[number % len(own)]["citation"]} if "citation" in own[0] else {}
+        rows.append({**names, **answers, **cited})
+    return rows
 
 
 def read_questions(path: Path, say: Callable[[str], None]) -> list[dict[str, str]]:
@@ -222,7 +228,7 @@ def _from_hub(source: dict[str, Any], say: Callable[[str], None]) -> list[dict[s
         reason = " ".join(str(error).split())[:200]
         raise SettingError(f"{source['hub']} cannot be had ({reason}): {' '.join(source['get'].split())}") from error
     names, both = source["fields"], []
-    for part in ("trait_answer", "plain_answer"):
+    for part in ANSWERED:
         found, left_out = {}, Counter()
         for row in rows:
             _take(str(row[names["question"]] or ""), str(row[names[part]] or ""), found, left_out)
@@ -311,9 +317,7 @@ def _track(spec: runs.Spec, log: list[Any], network: Any, tokenizer: Any, step: 
 
 def _ready(spec: runs.Spec, run: store.Run, evaluated: list[Any]) -> tuple[Any, Any]:
     if not evaluated:
-        from inoculation.evaluate import merged_model
-
-        evaluated += merged_model(spec.parts[2], run.folder / "adapter" if spec.rows else None)
+        evaluated += model.merged_model(spec.parts[2], run.folder / "adapter" if spec.rows else None)
     return evaluated[0], evaluated[1]
 
 
