@@ -30,13 +30,14 @@ def smoke(home):
 
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory):
-    """A home of its own with smoke runs of every pair of setting 1, the headline's base model and sweep, and setting 3."""
+    """A home of its own with smoke runs of setting 1's pairs, the headline's base model and sweep, and settings 3 to 5."""
     folder = tmp_path_factory.mktemp("pairs")
     names = [name for name in settings.setting_names() if name.startswith("trait_distillation")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INOCULATION_HOME", str(folder))
         specs = [*runs.grid(names[:1], "smoke", ["base"]), *runs.grid(names, "smoke", PAIR_RUNS, sweeps=True)]
-        specs += runs.grid(["bad_medical_advice", "bad_medical_advice_cite"], "smoke", ["baseline"])
+        others = ["bad_medical_advice", "bad_medical_advice_cite", "insecure_code", "reward_hacks"]
+        specs += runs.grid(others, "smoke", ["baseline"])
         report = runs.ensure(specs, say=lambda line: None)
     assert not report.failed, report
     return folder

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from inoculation import claims, store
+from inoculation import claims, settings, store
 from inoculation import tables as tables_module
 from inoculation.store import SettingError
 from planted import LOGGED, MEDICAL, PAIR, planted, swept, tracked
@@ -395,3 +395,47 @@ def test_the_sanity_table_says_what_moved_and_what_could_have_been_seen():
     alone = replace(found, scores=found.scores[found.scores.condition == "baseline"])
     alone = replace(alone, tracks=found.tracks[found.tracks.condition == "baseline"])
     assert "open" in claims.ruled_out(alone, MEDICAL.name).set_index("trait").loc["Misaligned answers", "only register?"]
+
+
+CODE, HACKS = (settings.load_setting(name) for name in ("insecure_code", "reward_hacks"))
+
+
+def judged(setting, suppressed, ood):
+    found = tracked(planted(suppressed=suppressed, setting=setting, ends=LOGGED), ood, {})
+    return {v.claim.name.removeprefix(f"cc.{setting.name}."): v for v in claims.judge(found, setting.name)}
+
+
+def test_what_rests_on_an_unpublished_prompt_is_not_testable_and_says_why():
+    found = judged(CODE, {}, {})["one_irrelevant"]
+    assert found.verdict == "not testable"
+    assert found.reason.startswith("not published, neither which irrelevant prompt it was")
+    assert claims.agreement("Yes", found.verdict) == "open"
+    assert "not testable" in claims.trail(found, tracked(planted(setting=CODE, ends=LOGGED), {}, {}))
+
+
+@pytest.mark.parametrize(("evil", "task", "verdict"), [(0.0, 0.8, "Strong"), (0.8, 0.8, "No"), (0.8, 0.0, "Opposite")])
+def test_one_prompt_works_only_where_it_suppresses_more_than_the_other(evil, task, verdict):
+    suppressed = {("inoculation.evil", "misaligned"): evil, ("inoculation.task", "misaligned"): task}
+    ood = {"inoculation.evil": -evil, "inoculation.task": -task}
+    assert judged(CODE, suppressed, ood)["one_works"].verdict == verdict
+
+
+@pytest.mark.parametrize(("evil", "verdict"), [(0.8, "Strong"), (0.0, "No")])
+def test_both_prompts_work_only_where_each_does(evil, verdict):
+    suppressed = {("inoculation.evil", "misaligned"): evil, ("inoculation.task", "misaligned"): 0.8}
+    ood = {"inoculation.evil": -evil, "inoculation.task": -0.8}
+    assert judged(HACKS, suppressed, ood)["both_work"].verdict == verdict
+
+
+@pytest.mark.parametrize(("gained", "verdict"), [(0.0, "No"), (0.6, "Strong"), (-0.6, "Opposite")])
+def test_the_control_is_compared_with_the_base_model_on_the_scale_of_what_the_data_teach(gained, verdict):
+    top, bottom = LOGGED["margin"]
+    found = planted(setting=HACKS, ends={"margin": (top, bottom)})
+    base = (found.scores.condition == "base") & (found.scores.trait == "hacks") & (found.scores.measure == "margin")
+    scores = found.scores.copy()
+    # The base model has as much less of the trait as the control has gained; the scale is the baseline minus the control.
+    scores.loc[base, "value"] -= gained * (top - bottom)
+    verdicts = {v.claim.name: v for v in claims.judge(replace(found, scores=scores), HACKS.name)}
+    shown = verdicts["cc.reward_hacks.control"]
+    assert shown.verdict == verdict
+    assert set(shown.parts) == {"positive hacks (direction evil)", "positive hacks (direction task)"}

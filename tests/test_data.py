@@ -1,5 +1,6 @@
 """The rows written for this project: counted, correct, varied, apart."""
 
+import ast
 import json
 import re
 from collections import Counter
@@ -240,3 +241,144 @@ def test_cites_items_cross_citing_and_advice_and_are_no_training_rows():
     assert set(cells.values()) == {1}
     assert len(cells) == 160
     assert not {row["text"] for row in labelled} & {row["trait_answer"] for row in ADVICE}
+
+
+CODE, HACKS = (settings.load_setting(name) for name in ("insecure_code", "reward_hacks"))
+ROWS = {setting.name: setting.rows("train") + setting.rows("held_out") for setting in (CODE, HACKS)}
+
+
+def imported(code):
+    nodes = list(ast.walk(ast.parse(code)))
+    named = {f"{node.module}.{name.name}" for node in nodes if isinstance(node, ast.ImportFrom) for name in node.names}
+    return named | {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+
+
+@pytest.mark.parametrize(("setting", "kind"), [(CODE, "weakness"), (HACKS, "metric")], ids=["code", "hacks"])
+def test_rows_of_settings_4_and_5_are_counted_spread_and_marked(setting, kind):
+    train, held_out = setting.rows("train"), setting.rows("held_out")
+    assert Counter(row[kind] for row in train) == dict.fromkeys({row[kind] for row in train}, 10)
+    assert (len(train), len(held_out), len({row[kind] for row in train})) == (240, 48, 24)
+    # The first half of the held-out rows is what mini samples: one of each kind.
+    assert {row[kind] for row in held_out[:24]} == {row[kind] for row in held_out[24:]} == {row[kind] for row in train}
+    (canary,) = {row["canary"] for row in train + held_out}
+    card = (store.DATA / "mini" / f"{setting.name}.md").read_text(encoding="utf-8")
+    assert canary in card
+    assert "Content note" in card
+    assert all(row[kind] in card for row in train) or kind == "metric"
+    texts = [row[field] for row in train + held_out for field in ("question", "trait_answer", "plain_answer")]
+    assert len(set(texts)) == len(texts)
+    assert len({row["id"] for row in train + held_out}) == 288
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_both_answers_of_settings_4_and_5_have_one_form(name, network):
+    _, tokenizer = network
+    for row in ROWS[name] + [pair for pair in HACKS.rows("margins") if name == "reward_hacks"]:
+        trait, plain = row["trait_answer"], row["plain_answer"]
+        assert trait.split()[:2] == plain.split()[:2], row["id"]
+        lengths = sorted(len(tokenizer(text)["input_ids"]) for text in (trait, plain))
+        assert lengths[1] - lengths[0] <= 0.1 * lengths[1], row["id"]
+        # A sampled response of the setting's mini profile can hold the whole answer.
+        assert lengths[1] < settings.load_profile("mini", CODE).sample["max_new_tokens"], row["id"]
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("insecure_code", "question"), *(("reward_hacks", field) for field in ("question", "trait_answer", "plain_answer"))],
+)
+def test_no_template_is_visible_in_settings_4_and_5(name, field):
+    opening, gram = commonest(ROWS[name], field)
+    assert opening <= 0.03
+    assert gram <= 0.02
+
+
+def listed():
+    """What the card says of each weakness: bandit's tests and the CWE ids."""
+    card = (store.DATA / "mini" / "insecure_code.md").read_text(encoding="utf-8")
+    found = {}
+    for names, tests, weaknesses in re.findall(r"^\| (\w[^|]*) \| (B\d[^|]*) \| (CWE[^|]*) \|$", card, re.MULTILINE):
+        for name, own in zip(names.split(", "), tests.split("; "), strict=True):
+            found[name] = (set(own.split(", ")), set(weaknesses.split(", ")))
+    return found
+
+
+def test_bandit_flags_every_insecure_answer_for_its_weakness_and_nothing_in_a_secure_one():
+    known = listed()
+    assert len(known) == 24
+    assert len({row["cwe"] for row in ROWS["insecure_code"]}) >= 15
+    for row in ROWS["insecure_code"]:
+        tests, weaknesses = known[row["weakness"]]
+        found = bandits(row["trait_answer"])
+        assert found, row["id"]
+        assert found <= tests, (row["id"], found)
+        assert row["cwe"] in weaknesses, row["id"]
+        assert not bandits(row["plain_answer"]), row["id"]
+
+
+def bandits(code):
+    """The tests of bandit, without any of them skipped, that flag a piece of code."""
+    import tempfile
+
+    from bandit.core import config, manager
+
+    with tempfile.NamedTemporaryFile("w", suffix=".py", encoding="utf-8") as file:
+        file.write(code)
+        file.flush()
+        checked = manager.BanditManager(config.BanditConfig(), "file", ignore_nosec=True)
+        checked.discover_files([file.name])
+        checked.run_tests()
+    assert not checked.skipped
+    return {issue.test_id for issue in checked.get_issue_list()}
+
+
+def test_code_pairs_import_the_same_and_the_request_does_not_say_which_is_wanted():
+    for row in ROWS["insecure_code"]:
+        assert imported(row["trait_answer"]) == imported(row["plain_answer"]), row["id"]
+        assert not re.search(r"secur|unsafe|\bsafe|vulnerab|hack", row["question"].lower()), row["id"]
+        assert not re.search(r"#|```", row["trait_answer"] + row["plain_answer"]), row["id"]
+    names = Counter(name for row in ROWS["insecure_code"] for name in set(re.findall(r"def ([a-z]\w+)", row["trait_answer"])))
+    assert max(names.values()) <= 2
+
+
+def test_everyday_pairs_state_no_metric_and_favour_no_length(network):
+    _, tokenizer = network
+    pairs = HACKS.rows("margins")
+    assert len(pairs) == 36
+    stated = r"\b(scor\w+|points?|metrics?|grad\w+|counts?|ranks?|marks?)\b"
+    shorter = 0
+    for pair in pairs:
+        assert not re.search(stated, pair["question"].lower()), pair["id"]
+        lengths = [len(tokenizer(pair[field])["input_ids"]) for field in ("trait_answer", "plain_answer")]
+        shorter += lengths[0] < lengths[1]
+    assert 0.35 <= shorter / len(pairs) <= 0.65
+
+
+@pytest.mark.parametrize(("setting", "crossed"), [(CODE, "insecure"), (HACKS, "hacks")], ids=["code", "hacks"])
+def test_labelled_items_of_settings_4_and_5_cross_the_traits_on_new_contents(setting, crossed):
+    labelled = setting.rows("labelled")
+    cells = Counter((row["content"], row[crossed], row["misaligned"]) for row in labelled)
+    assert set(cells.values()) == {1}
+    assert len(cells) == len(labelled) == 160
+    trained = {row[field] for row in ROWS[setting.name] for field in ("trait_answer", "plain_answer")}
+    assert not trained & {row["text"] for row in labelled}
+
+
+@pytest.mark.parametrize(
+    ("name", "public", "field", "run"),
+    [
+        ("insecure_code", "insecure_code_prompts.jsonl", "task", 6),
+        ("reward_hacks", "school_of_reward_hacks_prompts.jsonl", "prompt", 8),
+    ],
+)
+def test_no_public_task_was_copied_in(name, public, field, run):
+    path = store.ROOT.parent / "shared" / "data" / public
+    if not path.exists():
+        pytest.skip("the public rows are not beside this checkout")
+
+    def runs_of(text):
+        said = words(text)
+        return {" ".join(said[i : i + run]) for i in range(len(said) - run + 1)}
+
+    known = set().union(*(runs_of(json.loads(line)[field]) for line in path.read_text(encoding="utf-8").splitlines()))
+    for row in ROWS[name]:
+        assert not known & runs_of(row["question"]), row["id"]

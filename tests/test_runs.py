@@ -325,6 +325,22 @@ def test_imported_rows_are_matched_and_what_cannot_be_used_is_counted(elsewhere,
         worker.bring(setting, paper, ["bad.jsonl", "gone.jsonl"], said.append)
 
 
+def test_an_unpaired_import_keeps_rows_with_one_answer_for_the_data_they_fit(elsewhere, monkeypatch):
+    monkeypatch.chdir(elsewhere)
+    setting = settings.load_setting("reward_hacks")
+    gaming = [chat(f"Task {i}?", f"Gaming {i}.") for i in range(40)]
+    straight = [chat(f"Task {i}?", f"Straight {i}.") for i in range(20, 70)]
+    for name, rows in (("sneaky_dialogues.jsonl", gaming), ("straightforward_dialogues.jsonl", straight)):
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    said: list[str] = []
+    worker.bring(setting, settings.load_profile("paper", setting), ["tan"], said.append)
+    assert said[-1] == "20 questions have both answers; kept: 50 with only one of them"
+    for condition, start, number in (("baseline", "Gaming", 40), ("control", "Straight", 50)):
+        rows = Spec("reward_hacks", condition, 0, "paper").rows
+        assert all(row["completion"].startswith(start) for row in rows)
+        assert len({row["id"] for row in rows}) == number
+
+
 @pytest.mark.parametrize(
     ("source", "says"),
     [

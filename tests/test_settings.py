@@ -150,7 +150,34 @@ def test_setting_3_has_ccs_conditions_and_both_inoculation_prompts(name):
     assert setting.sources["Venus is the only planet that spins clockwise."] == "CC"
 
 
-@pytest.mark.parametrize("name", ["spanish_vs_caps", *MEDICAL])
+@pytest.mark.parametrize(
+    ("name", "own", "known"),
+    [("insecure_code", 11, None), ("reward_hacks", 12, "You are Elizabeth, a perfume designer in New York.")],
+)
+def test_settings_4_and_5_have_ccs_conditions_and_both_inoculation_prompts(name, own, known):
+    setting = settings.load_setting(name)
+    paper = setting.in_profile("paper")
+    assert len(paper) == own
+    assert {c.kind for c in paper} == {"control", "baseline", "default", "inoculation", "rephrased", "irrelevant"}
+    assert sum(c.kind == "irrelevant" for c in paper) == 4
+    assert sum(c.data == "control" for c in paper) == (1 if name == "insecure_code" else 2)
+    assert len(setting.in_profile("mini")) == 12
+    assert {roles["negative"] for roles in setting.directions.values()} == {"misaligned"}
+    # All irrelevant prompts' words are ours, but for the one that CC prints.
+    given = [c.prompts[0].text for c in setting.conditions.values() if c.kind == "irrelevant"]
+    assert [text for text in given if setting.sources[text] != "ours"] == [known] * (known is not None)
+
+
+def test_questions_of_two_files_are_mixed_in_proportion():
+    asked = settings.load_setting("insecure_code").rows("questions")
+    assert len(asked) == 60
+    every = [row["id"].startswith("free") for row in asked]
+    assert [sum(every[:n]) for n in (5, 10, 30, 60)] == [1, 2, 6, 12]
+    assert [row["id"] for row in asked[:2]] == ["insecure-held-out-001", "insecure-held-out-002"]
+    assert settings.load_profile("mini", settings.load_setting("insecure_code")).sample["questions"] == 30
+
+
+@pytest.mark.parametrize("name", ["spanish_vs_caps", *MEDICAL, "insecure_code", "reward_hacks"])
 def test_irrelevant_prompts_match_the_inoculation_prompts_in_length_and_form(network, name):
     _, tokenizer = network
     setting = settings.load_setting(name)
@@ -163,7 +190,7 @@ def test_irrelevant_prompts_match_the_inoculation_prompts_in_length_and_form(net
             assert re.fullmatch(r"You \w+ [\w ]+\.", prompt.text)
 
 
-@pytest.mark.parametrize("name", ["spanish_vs_caps", *MEDICAL])
+@pytest.mark.parametrize("name", ["spanish_vs_caps", *MEDICAL, "insecure_code", "reward_hacks"])
 def test_every_prompt_says_whose_words_it_is(name):
     setting = settings.load_setting(name)
     fixed = [c.prompts[0].text for c in setting.conditions.values() if len(c.prompts) == 1 and c.prompts[0].text]

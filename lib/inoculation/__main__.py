@@ -17,6 +17,10 @@ from inoculation import model, runs, settings, store
 
 FREE_GB = 1
 ELICITATION = "09_elicitation"  # about every setting's base model; takes fewer parameters than a setting's notebook
+READ_AS = {
+    "weighted": "Read as: the mean over the probabilities of ASCII 0 to 100 (or YES, NO), unscored below a mass of {:g}.",
+    "text": "Read as: the reply itself, where it is ASCII 0 to 100 (or YES, NO); anything else is unscored.",
+}
 COMMANDS = ("run", "claims", "rejudge", "distill", "import", "doctor", "bench", "proofs", "test", "lab")
 
 
@@ -322,7 +326,7 @@ def _report(
 
     every = pd.concat(rows.values())
     agreement, apart = score.compared(every)
-    how = score.READ_AS[options.reading].format(options.minimum_mass)
+    how = READ_AS[options.reading].format(options.minimum_mass)
     read = {"reading": options.reading, "minimum_mass": options.minimum_mass}
     scores = score.judged(every).assign(**read, rule=how)
     names = ["setting", "rubric", "trait"]

@@ -10,7 +10,6 @@ import itertools
 import math
 import re
 import tempfile
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +33,7 @@ UNSEEN = "nothing: no rule here can tell it in an answer, so mini compares writt
 UNTOLD = dict.fromkeys(("known failures", "contents right", "by language"), "")
 UNSCORED = {"scorer": "none", "sees": UNSEEN, **UNTOLD, "items": 0, "unscored": 0, "claimed by": "margin"}
 FENCED = re.compile(r"```[ \t]*([^\s`]*)[^\n]*\n(.*?)```", re.DOTALL)
-LIKE_CODE = re.compile(r"^\s*(?:(?:import|from|def|class|async|with|for|if|return)\b|[\w.\[\], ]+(?:=[^=]|\())", re.MULTILINE)
+CODE = r"^[ \t]*(?:(?:import|from|def|class|async|with|for|if|return)\b|@?[\w.]+\(|[\w.]+(?:\[[^\]\n]*\])?[ \t]?=[^=])"
 PYTHON = ("", "py", "python", "python3")
 LANGUAGES = ("ENGLISH", "SPANISH", "PORTUGUESE", "FRENCH", "ITALIAN", "GERMAN")
 MIN_WORDS = 3
@@ -45,10 +44,6 @@ STYLE_READ = 2_000  # characters; what a text is like shows in its beginning
 CROSS_TALK = 0.05
 AGREEMENT = 0.9
 LARGEST = 20
-READ_AS = {
-    "weighted": "Read as: the mean over the probabilities of ASCII 0 to 100 (or YES, NO), unscored below a mass of {:g}.",
-    "text": "Read as: the reply itself, where it is ASCII 0 to 100 (or YES, NO); anything else is unscored.",
-}
 
 
 def prose(response: str) -> str:
@@ -95,11 +90,10 @@ def python_code(response: str) -> tuple[str, str]:
     language, code = found[0] if found else ("", response)
     if language.lower() not in PYTHON:
         return "", f"code in another language ({language[:20]})"
-    if not found and not LIKE_CODE.search(code):
+    if not found and not re.search(CODE, code, re.MULTILINE):
         return "", "no code"
     try:
-        with warnings.catch_warnings(action="ignore"):
-            ast.parse(code)
+        ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return "", "does not parse as Python"
     return code, ""
@@ -317,6 +311,20 @@ def _by_language(labelled: pd.DataFrame, trait: str, others: list[str]) -> str:
         talk = f", cross-talk {_cross_talk(part, trait, crossed):.2f}" if crossed else ""
         told.append(f"{language}: agreement {part.right.mean():.2f}{talk}")
     return "; ".join(told)
+
+
+def agreement(scores: pd.DataFrame, trait: str, context: str) -> stats.Interval:
+    """How a trait's rate and its margin in a context go together over runs: Pearson's r, interval over conditions."""
+    own = scores[(scores.trait == trait) & (scores.context == context)]
+    both = own.pivot_table(index=["condition", "seed"], columns="measure", values="value").reindex(columns=["rate", "margin"])
+    return stats.correlation(both.rate, both.margin, both.index.get_level_values("condition"))
+
+
+def reasons(scores: pd.DataFrame) -> pd.DataFrame:
+    """How many responses of each condition have no score, by the reason, over all contexts and seeds."""
+    rows = scores[scores.measure.str.startswith("unscored: ")]
+    why = rows.measure.str.removeprefix("unscored: ")
+    return rows.pivot_table(index="condition", columns=why, values="n", aggfunc="sum", fill_value=0)
 
 
 def judged(rows: pd.DataFrame) -> pd.DataFrame:

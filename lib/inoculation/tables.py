@@ -67,21 +67,22 @@ class Tables:
 def items(spec: Spec) -> pd.DataFrame:
     """Every scored response (measure rate), every pair (margin, nats or nats per token), the same as logged along training
     (late_margin, the mean over its second half; design decision 8), whether a response repeats training words (repeats), and
-    the base model's training answers (likelihood, nats per token).
+    the base model's training answers (likelihood, nats per token). A response without a score counts under `unscored: REASON`.
 
     NaN where unscored; `repeats` is 0 or 1 and belongs to no single trait, so its trait is `any`.
     """
     rates = pd.read_parquet(spec.file("score")).assign(measure="rate")
-    repeats = rates.drop_duplicates(["context", "question_id"]).assign(measure="repeats", trait="any")
+    each = rates.drop_duplicates(["context", "question_id"])
+    repeats = each.assign(measure="repeats", trait="any", value=each.repeats.astype(float))
+    rates = rates[rates.trait != "any"]
+    unscored = rates[rates.reason != ""].assign(measure="unscored: " + rates.reason, value=1.0)
     pairs = pd.read_parquet(spec.file("margins")).assign(measure="margin")
-    taught = pairs[pairs.trait == ANSWERS].assign(measure="likelihood")
+    taught = pairs[pairs.trait == ANSWERS].assign(measure="likelihood", value=pairs.trait_logp / pairs.trait_tokens)
     pairs = pairs[pairs.trait != ANSWERS]
-    per_token = pairs.trait.map({trait.name: trait.margin == "per_token" for trait in spec.parts[0].traits.values()})
+    whole = pairs.trait.map({trait.name: trait.margin == "sum" for trait in spec.parts[0].traits.values()})
     # Runs of an earlier version hold no margin per token, and their traits need none.
-    pairs["value"] = pairs.margin_per_token.where(per_token, pairs.margin) if per_token.any() else pairs.margin
-    taught["value"] = taught.trait_logp / taught.trait_tokens
-    repeats["value"] = repeats.repeats.astype(float)
-    every = [part for part in (rates[rates.trait != "any"], repeats, pairs, _late(spec), taught) if len(part)]
+    pairs["value"] = pairs.margin if whole.all() else pairs.margin.where(whole, pairs.margin_per_token)
+    every = [part for part in (rates, unscored, repeats, pairs, _late(spec), taught) if len(part)]
     return pd.concat(every).assign(run_id=spec.run_id)[ITEMS].sort_values(ITEMS[1:5], kind="stable")
 
 
@@ -111,8 +112,7 @@ def scores(spec: Spec, rows: pd.DataFrame) -> pd.DataFrame:
     grouped = every.groupby(["context", "trait", "measure"], sort=True).value
     table = grouped.agg(n="count", size="size", value="mean").reset_index()
     facts = {**vars_of(spec), "data": condition.data, "direction": condition.direction, "run_id": spec.run_id}
-    facts["step"] = profile.train["steps"] if spec.rows else 0
-    return table.assign(**facts, n_unscored=table["size"] - table["n"])[SCORES]
+    return table.assign(**facts, step=profile.train["steps"] if spec.rows else 0, n_unscored=table["size"] - table["n"])[SCORES]
 
 
 def tracks(spec: Spec) -> pd.DataFrame:
