@@ -192,8 +192,8 @@ def test_sweeps_are_off_until_asked_for_and_the_elicitation_notebook_needs_base_
     assert "trait_distillation_french_caps · inoculation.caps · seed 0 · rows=24" in swept
     assert "learning_rate=0.004" in swept
     asked = swept.split("09_elicitation\n")[1]
-    assert "6 runs, 0 already done, 6 to do" in asked
-    assert asked.count("· base · seed 0") == 6
+    assert "8 runs, 0 already done, 8 to do" in asked
+    assert asked.count("· base · seed 0") == 8
 
 
 def test_a_second_run_trains_nothing_and_ends_in_time(smoke, home):
