@@ -264,7 +264,6 @@ def test_rows_of_settings_4_and_5_are_counted_spread_and_marked(setting, kind):
     card = (store.DATA / "mini" / f"{setting.name}.md").read_text(encoding="utf-8")
     assert canary in card
     assert "Content note" in card
-    assert all(row[kind] in card for row in train) or kind == "metric"
     texts = [row[field] for row in train + held_out for field in ("question", "trait_answer", "plain_answer")]
     assert len(set(texts)) == len(texts)
     assert len({row["id"] for row in train + held_out}) == 288
@@ -304,7 +303,7 @@ def listed():
 
 def test_bandit_flags_every_insecure_answer_for_its_weakness_and_nothing_in_a_secure_one():
     known = listed()
-    assert len(known) == 24
+    assert set(known) == {row["weakness"] for row in ROWS["insecure_code"]}
     assert len({row["cwe"] for row in ROWS["insecure_code"]}) >= 15
     for row in ROWS["insecure_code"]:
         tests, weaknesses = known[row["weakness"]]

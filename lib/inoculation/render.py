@@ -30,6 +30,7 @@ ANSWERS = "answers"  # in the place of a trait: what training teaches as a whole
 READ = 20_000  # characters; a response of a megabyte must not cost minutes
 CONTROL = "control"  # the context of the items that a judge is controlled with
 REFERENCES = ("base", "baseline")
+WHY = "unscored: "  # the measure that counts responses without a score, before the reason
 
 
 def render(messages: list[dict[str, str]], slot: str, prompt: Prompt, template: str) -> str:

@@ -18,7 +18,7 @@ import pandas as pd
 
 from inoculation import stats, store
 from inoculation.evaluate import Score
-from inoculation.render import CONTROL, END_OF_TURN, READ, judges
+from inoculation.render import CONTROL, END_OF_TURN, READ, WHY, judges
 from inoculation.runs import SCORE_VERSION, scorer_facts
 from inoculation.settings import Setting, load_setting, setting_names
 from inoculation.store import Block, read_jsonl, read_yaml
@@ -322,8 +322,8 @@ def agreement(scores: pd.DataFrame, trait: str, context: str) -> stats.Interval:
 
 def reasons(scores: pd.DataFrame) -> pd.DataFrame:
     """How many responses of each condition have no score, by the reason, over all contexts and seeds."""
-    rows = scores[scores.measure.str.startswith("unscored: ")]
-    why = rows.measure.str.removeprefix("unscored: ")
+    rows = scores[scores.measure.str.startswith(WHY)]
+    why = rows.measure.str.removeprefix(WHY)
     return rows.pivot_table(index="condition", columns=why, values="n", aggfunc="sum", fill_value=0)
 
 

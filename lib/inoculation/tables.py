@@ -17,7 +17,7 @@ import pandas as pd
 
 from inoculation import stats, store
 from inoculation.evaluate import read_reply, rules
-from inoculation.render import ANSWERS, CONTROL
+from inoculation.render import ANSWERS, CONTROL, WHY
 from inoculation.runs import Spec, finished, vars_of
 from inoculation.settings import BASE, load_setting
 
@@ -75,7 +75,7 @@ def items(spec: Spec) -> pd.DataFrame:
     each = rates.drop_duplicates(["context", "question_id"])
     repeats = each.assign(measure="repeats", trait="any", value=each.repeats.astype(float))
     rates = rates[rates.trait != "any"]
-    unscored = rates[rates.reason != ""].assign(measure="unscored: " + rates.reason, value=1.0)
+    unscored = rates[rates.reason != ""].assign(measure=WHY + rates.reason, value=1.0)
     pairs = pd.read_parquet(spec.file("margins")).assign(measure="margin")
     taught = pairs[pairs.trait == ANSWERS].assign(measure="likelihood", value=pairs.trait_logp / pairs.trait_tokens)
     pairs = pairs[pairs.trait != ANSWERS]
