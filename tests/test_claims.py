@@ -413,11 +413,20 @@ def test_what_rests_on_an_unpublished_prompt_is_not_testable_and_says_why():
     assert "not testable" in claims.trail(found, tracked(planted(setting=CODE, ends=LOGGED), {}, {}))
 
 
-@pytest.mark.parametrize(("evil", "task", "verdict"), [(0.0, 0.8, "Strong"), (0.8, 0.8, "No"), (0.8, 0.0, "Opposite")])
-def test_one_prompt_works_only_where_it_suppresses_more_than_the_other(evil, task, verdict):
+# Evil prompt, task prompt, the task's beyond the evil one. A prompt that does nothing beside a worse one is not one that works.
+@pytest.mark.parametrize(
+    ("evil", "task", "verdicts"),
+    [
+        (0.0, 0.8, ("No", "Strong", "Strong")),
+        (0.8, 0.8, ("Strong", "Strong", "No")),
+        (-0.8, 0.0, ("Opposite", "No", "Strong")),
+    ],
+)
+def test_one_prompt_works_only_where_it_suppresses_and_more_than_the_other(evil, task, verdicts):
     suppressed = {("inoculation.evil", "misaligned"): evil, ("inoculation.task", "misaligned"): task}
     ood = {"inoculation.evil": -evil, "inoculation.task": -task}
-    assert judged(CODE, suppressed, ood)["one_works"].verdict == verdict
+    found = judged(CODE, suppressed, ood)
+    assert tuple(found[name].verdict for name in ("evil_prompt", "task_prompt", "task_beyond_evil")) == verdicts
 
 
 @pytest.mark.parametrize(("evil", "verdict"), [(0.8, "Strong"), (0.0, "No")])
