@@ -79,8 +79,9 @@ def _in_user_turn(content: str, slot: str, prompt: Prompt) -> str:
 
 
 def ask(question: str, setting: Setting, prompt: Prompt, template: str) -> str:
-    """One question as the only user turn, with `prompt` in the setting's slot."""
-    return render([{"role": "user", "content": question}], setting.slot, prompt, template)
+    """One question as the only user turn, with `prompt` in the setting's slot: in front where a `user_infix` has no place."""
+    content = question if setting.slot != "user_infix" or "{prompt} " in question else f"{{prompt}} {question}"
+    return render([{"role": "user", "content": content}], setting.slot, prompt, template)
 
 
 def training_rows(setting: Setting, condition: Condition, profile: Profile, seed: int) -> list[dict[str, str]]:
@@ -152,7 +153,8 @@ def contexts(setting: Setting, condition: Condition, profile: Profile, seed: int
         found.update({f"trigger.{other.name}": _trigger(setting, other, seed) for other in others})
     found["unrelated"] = setting.unrelated
     for policy in ("default", "empty", "none") if setting.slot == "system" else ("no_prefix",):
-        found[policy] = (Prompt(policy=policy),)
+        if setting.neutral.policy != policy:
+            found[policy] = (Prompt(policy=policy),)
     for trait in setting.traits.values():
         if trait.inoculation is not None:
             found[f"paraphrase.{trait.name}"] = trait.paraphrases
@@ -173,7 +175,7 @@ def _asked(families: list[str], known: dict[str, tuple[Prompt, ...]]) -> list[tu
 
 
 def evaluation_prompts(setting: Setting, condition: Condition, profile: Profile, seed: int) -> list[dict[str, str]]:
-    """What is sampled: context, question_id, question, prompt (rendered); `id` holds in-distribution questions, neutral."""
+    """What is sampled: context, question_id, question (after a slot inside it), prompt; `id`: in-distribution ones, neutral."""
     known = contexts(setting, condition, profile, seed)
     everyday = setting.rows("questions", profile.name)[: profile.sample["questions"]]
     asked = [(name, everyday, prompts) for name, prompts in _asked(profile.sample["contexts"], known)]
@@ -182,7 +184,7 @@ def evaluation_prompts(setting: Setting, condition: Condition, profile: Profile,
         {
             "context": name,
             "question_id": row["id"],
-            "question": row["question"],
+            "question": row["question"].split("{prompt} ")[-1],
             "prompt": ask(row["question"], setting, prompts[i % len(prompts)], profile.template),
         }
         for name, rows, prompts in asked

@@ -210,7 +210,7 @@ def read_setting(path: Path) -> Setting:
         raise top.error(f"'setting' must equal the file's name, {path.stem}", "setting")
     prompts, sources = _prompts(top.take("prompts", Block))
     pools = {name: load_pool(name) for name in dict.fromkeys([*top.take("pools", list), "unrelated"])}
-    top.take("neutral", str, prompts)
+    neutral = top.take("neutral", str, [*prompts, *POLICIES])
     traits = {name: _trait(name, block, prompts, pools) for name, block in blocks(top, "traits")}
     directions = {
         name: {role: block.take(role, str, traits) for role in ("negative", "positive")}
@@ -224,7 +224,7 @@ def read_setting(path: Path) -> Setting:
         name=path.stem,
         **{key: top.take(key, str) for key in NAMED},
         slot=top.take("slot", str, SLOTS),
-        neutral=prompts[top["neutral"]],
+        neutral=prompts.get(neutral) or Prompt(policy=neutral),
         base_model=dict(top.take("base_model", Block)),
         profiles={name: _own(name, block) for name, block in _by_profile(top, "profiles")},
         traits=traits,
