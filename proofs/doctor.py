@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import sandbox
 from inoculation import evaluate, model, store
 from inoculation.runs import Spec
 
@@ -114,6 +115,14 @@ def check_adapter(state: dict[str, Any]) -> str:
     return f"two training steps move log-likelihoods by up to {moved:.2f} nats"
 
 
+def check_sandbox(state: dict[str, Any]) -> str:
+    """Code that a model writes can be shut in; where it cannot, it is not run."""
+    try:
+        return f"{sandbox.tier()}; no code of a model is run outside it"
+    except sandbox.SandboxError as error:
+        raise UnwellError(str(error)) from error
+
+
 CHECKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "disk": check_disk,
     "versions": check_versions,
@@ -122,6 +131,7 @@ CHECKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "loss masks": check_masks,
     "batch parity": check_batch_parity,
     "adapter": check_adapter,
+    "sandbox": check_sandbox,
 }
 
 

@@ -4,10 +4,21 @@ import os
 from pathlib import Path
 
 import pytest
+import sandbox
 from inoculation import runs, settings
 
 PAIR_RUNS = ("baseline", "inoculation.caps")
 SMOKE = ("base", "baseline", "inoculation.spanish")
+
+
+def _no_sandbox():
+    try:
+        return sandbox.tier() and ""
+    except sandbox.SandboxError as error:
+        return str(error)
+
+
+NO_SANDBOX = _no_sandbox()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,14 +41,14 @@ def smoke(home):
 
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory):
-    """A home of its own with smoke runs of setting 1's pairs, the headline's base model and sweep, and settings 3 to 5."""
+    """A home of its own with smoke runs of setting 1's pairs, the headline's base model and sweep, and settings 3 to 6."""
     folder = tmp_path_factory.mktemp("pairs")
     names = [name for name in settings.setting_names() if name.startswith("trait_distillation")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INOCULATION_HOME", str(folder))
         specs = [*runs.grid(names[:1], "smoke", ["base"]), *runs.grid(names, "smoke", PAIR_RUNS, sweeps=True)]
         others = ["bad_medical_advice", "bad_medical_advice_cite", "insecure_code", "reward_hacks"]
-        specs += runs.grid(others, "smoke", ["baseline"])
+        specs += runs.grid([*others, *["mbpp"] * (not NO_SANDBOX)], "smoke", ["baseline"])
         report = runs.ensure(specs, say=lambda line: None)
     assert not report.failed, report
     return folder
