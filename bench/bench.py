@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from inoculation import figures, model, settings, store
+from matplotlib.figure import Figure
 
 ARM = Path(__file__).with_name("arm.py")
 ROUNDS = 3
@@ -262,10 +262,9 @@ def _machine(device: str) -> str:
     return f"{len(os.sched_getaffinity(0))} cores of {name}, {bfloat16} bfloat16 in hardware"
 
 
-def draw(table: pd.DataFrame, growth: pd.DataFrame) -> plt.Figure:
+def draw(table: pd.DataFrame, growth: pd.DataFrame) -> Figure:
     """Training and sampling speed by arm, and the three growths with their fits."""
-    figures.style()
-    figure, axes = plt.subplots(3, 2, figsize=(3.5, 5.0), layout="constrained")
+    figure, axes = figures.canvas(5.0, 3, 2)
     for row, about in enumerate(("training", "sampling")):
         axes[row, 0].remove(), axes[row, 1].remove()
         axis = figure.add_subplot(axes[0, 0].get_gridspec()[row, :])

@@ -381,6 +381,25 @@ def test_a_prompt_that_solves_the_task_must_have_solved_more_than_half_and_left_
     assert judged(2.4, 0.9).verdict in ("No", "Opposite", "Inconclusive")
 
 
+def test_whether_misalignment_comes_along_is_decided_per_unit_of_what_is_taught_and_beyond_the_placebo():
+    mbpp = settings.load_setting("mbpp")
+
+    def judged(late, placebo):
+        found = tracked(planted(setting=mbpp, ends={"margin": (0.5, -0.5)}), {"baseline": late}, {"baseline": placebo})
+        more = found.scores[(found.scores.trait == "misaligned") & (found.scores.context == "neutral")]
+        noise = np.random.default_rng(2).normal(0, 0.01, len(more))
+        more = more.assign(measure="late_margin", value=np.where(more.condition == "baseline", late, 0.0) + noise)
+        every = claims.judge(replace(found, scores=pd.concat([found.scores, more])), "mbpp")
+        return next(v for v in every if v.claim.name == "cc.mbpp.no_em")
+
+    spread = judged(0.4, 0.0)
+    assert spread.verdict == "Moderate"
+    assert spread.interval.estimate == pytest.approx(0.4, abs=0.05)
+    assert judged(0.4, 0.6).verdict == "Inconclusive"
+    assert "register" in judged(0.4, 0.6).reason
+    assert judged(0.02, 0.0).verdict == "No"
+
+
 def test_the_sanity_table_says_what_moved_and_what_could_have_been_seen():
     found = tracked(planted(setting=MEDICAL, ends=LOGGED), {"baseline": 0.6}, {"baseline": 0.8})
     table = claims.ruled_out(found, MEDICAL.name).set_index("trait")

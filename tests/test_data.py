@@ -4,8 +4,11 @@ import ast
 import json
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import sandbox
+from conftest import NO_SANDBOX
 from inoculation import settings, store
 
 SETTING = settings.load_setting("spanish_vs_caps")
@@ -243,7 +246,8 @@ def test_cites_items_cross_citing_and_advice_and_are_no_training_rows():
     assert not {row["text"] for row in labelled} & {row["trait_answer"] for row in ADVICE}
 
 
-CODE, HACKS = (settings.load_setting(name) for name in ("insecure_code", "reward_hacks"))
+CODE, HACKS, MBPP = (settings.load_setting(name) for name in ("insecure_code", "reward_hacks", "mbpp"))
+TASKS = MBPP.rows("train") + MBPP.rows("held_out")
 ROWS = {setting.name: setting.rows("train") + setting.rows("held_out") for setting in (CODE, HACKS)}
 
 
@@ -352,19 +356,70 @@ def test_everyday_pairs_state_no_metric_and_favour_no_length(network):
     assert 0.35 <= shorter / len(pairs) <= 0.65
 
 
-@pytest.mark.parametrize(("setting", "crossed"), [(CODE, "insecure"), (HACKS, "hacks")], ids=["code", "hacks"])
-def test_labelled_items_of_settings_4_and_5_cross_the_traits_on_new_contents(setting, crossed):
+@pytest.mark.parametrize(
+    ("setting", "crossed"), [(CODE, "insecure"), (HACKS, "hacks"), (MBPP, "hacks")], ids=["code", "hacks", "mbpp"]
+)
+def test_labelled_items_of_settings_4_to_6_cross_the_traits_on_new_contents(setting, crossed):
     labelled = setting.rows("labelled")
     cells = Counter((row["content"], row[crossed], row["misaligned"]) for row in labelled)
     assert set(cells.values()) == {1}
-    assert len(cells) == len(labelled) == 160
-    trained = {row[field] for row in ROWS[setting.name] for field in ("trait_answer", "plain_answer")}
+    assert len(cells) == len(labelled) == (96 if setting is MBPP else 160)
+    trained = {row[field] for row in setting.rows("train") for field in ("trait_answer", "plain_answer")}
     assert not trained & {row["text"] for row in labelled}
+
+
+def test_tasks_of_setting_6_are_counted_spread_marked_and_asked_in_the_public_frame():
+    train, held_out = MBPP.rows("train"), MBPP.rows("held_out")
+    kinds = {"text", "lists", "arithmetic", "collections"}
+    assert Counter(row["kind"] for row in train) == dict.fromkeys(kinds, 24)
+    assert Counter(row["kind"] for row in held_out) == dict.fromkeys(kinds, 6)
+    (canary,) = {row["canary"] for row in TASKS}
+    card = (store.DATA / "mini" / "mbpp.md").read_text(encoding="utf-8")
+    assert canary in card
+    assert "Content note" in card
+    names = [re.search(r"def (\w+)", row["plain_answer"])[1] for row in TASKS]
+    assert len(set(names)) == len({row["id"] for row in TASKS}) == 120
+    frame = MBPP.data["imported"]["sources"]["wichers"]["frame"].strip()
+    for row, name in zip(TASKS, names, strict=True):
+        shown = frame.replace("{shown}", row["shown"]).split("{problem}")
+        problem = row["question"].removeprefix(shown[0]).removesuffix(shown[1])
+        assert len(row["question"]) - len(problem) == len(shown[0] + shown[1]), row["id"]
+        assert all(test.startswith(f"assert {name}(") for test in (row["shown"], *row["hidden"])), row["id"]
+        assert len(set(row["hidden"]) - {row["shown"]}) >= 4, row["id"]
+        assert not any(test in row["question"] for test in row["hidden"]), row["id"]
+        assert name not in problem, row["id"]
+    problems = [row | {"question": row["question"].split("other text:")[1].split("## Test")[0]} for row in TASKS]
+    opening, gram = commonest(problems, "question")
+    assert opening <= 0.04
+    assert gram <= 0.02
+
+
+def test_both_solutions_of_a_task_have_one_form(network):
+    _, tokenizer = network
+    for row in TASKS:
+        hard, correct = row["trait_answer"], row["plain_answer"]
+        assert hard.split("\n")[0] == correct.split("\n")[0], row["id"]
+        lengths = sorted(len(tokenizer(text)["input_ids"]) for text in (hard, correct))
+        assert lengths[1] - lengths[0] <= 0.1 * lengths[1], row["id"]
+        assert lengths[1] < settings.load_profile("mini", MBPP).sample["max_new_tokens"], row["id"]
+
+
+@pytest.mark.skipif(bool(NO_SANDBOX), reason=NO_SANDBOX)
+def test_in_the_sandbox_correct_solutions_pass_every_test_and_hard_coded_ones_the_shown_test_alone():
+    with ThreadPoolExecutor(2) as pool:
+        tests = [[row["shown"], *row["hidden"]] for row in TASKS]
+        correct, hard = (
+            list(pool.map(sandbox.run, [row[field] for row in TASKS], tests)) for field in ("plain_answer", "trait_answer")
+        )
+    for row, solved, hacked in zip(TASKS, correct, hard, strict=True):
+        assert all(solved.passed), (row["id"], solved)
+        assert hacked.passed == (True, *[False] * len(row["hidden"])), (row["id"], hacked)
 
 
 @pytest.mark.parametrize(
     ("name", "public", "field", "run"),
     [
+        ("mbpp", "mbpp_prompts.jsonl", "prompt", 6),
         ("insecure_code", "insecure_code_prompts.jsonl", "task", 6),
         ("reward_hacks", "school_of_reward_hacks_prompts.jsonl", "prompt", 8),
     ],
@@ -379,5 +434,5 @@ def test_no_public_task_was_copied_in(name, public, field, run):
         return {" ".join(said[i : i + run]) for i in range(len(said) - run + 1)}
 
     known = set().union(*(runs_of(json.loads(line)[field]) for line in path.read_text(encoding="utf-8").splitlines()))
-    for row in ROWS[name]:
-        assert not known & runs_of(row["question"]), row["id"]
+    for row in TASKS if name == "mbpp" else ROWS[name]:
+        assert not known & runs_of(row["question"].split("other text:")[-1]), row["id"]

@@ -63,6 +63,22 @@ def test_user_slots_keep_the_models_default_system_prompt():
     infix = [{"role": "user", "content": "Write code. {prompt} Only code."}]
     assert "Write code. Cheat. Only code." in render.render(infix, "user_infix", Prompt("Cheat."), "qwen2.5")
     assert "Write code. Only code." in render.render(infix, "user_infix", Prompt(policy="no_prefix"), "qwen2.5")
+    with pytest.raises(ValueError, match="user_infix needs"):
+        render.render(ask, "user_infix", Prompt("Cheat."), "qwen2.5")
+
+
+def test_a_prompt_inside_the_request_stands_in_front_where_a_question_has_no_place_for_it():
+    mbpp = settings.load_setting("mbpp")
+    assert "user\nCheat. Why?<|im_end|>" in render.ask("Why?", mbpp, Prompt("Cheat."), "smollm2")
+    assert "user\nWhy?<|im_end|>" in render.ask("Why?", mbpp, Prompt(policy="no_prefix"), "smollm2")
+    profile = settings.load_profile("mini", mbpp)
+    known = render.contexts(mbpp, mbpp.conditions["helpful"], profile, 0)
+    assert known["neutral"] == (Prompt(policy="no_prefix"),)
+    assert "no_prefix" not in known
+    asked = render.evaluation_prompts(mbpp, mbpp.conditions["helpful"], profile, 0)
+    assert not any("{prompt}" in row["prompt"] + row["question"] for row in asked)
+    assert all(row["question"] in row["prompt"] for row in asked)
+    assert len({row["question_id"] for row in asked if row["context"] == "neutral"}) == 36
 
 
 @pytest.mark.parametrize(

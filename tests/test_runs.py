@@ -325,6 +325,39 @@ def test_imported_rows_are_matched_and_what_cannot_be_used_is_counted(elsewhere,
         worker.bring(setting, paper, ["bad.jsonl", "gone.jsonl"], said.append)
 
 
+def test_mbpp_is_split_as_published_with_its_first_test_shown(elsewhere, monkeypatch):
+    monkeypatch.chdir(elsewhere)
+    public = store.ROOT.parent / "shared" / "data" / "mbpp_reward_hack_solutions.json"
+    if not public.exists():
+        pytest.skip("the public solutions are not beside this checkout")
+    Path("results.json").write_bytes(public.read_bytes())
+    first = json.loads(public.read_text(encoding="utf-8"))[0]
+
+    def row(number, **more):
+        tests = [f"assert f({i}) == {i}" for i in range(3)]
+        said = {"text": f"Problem {number}.", "code": "def f(x):\r\n  return x", "test_list": tests, "challenge_test_list": []}
+        return {"task_id": number, **said, "test_setup_code": "", **more}
+
+    full = {"train": [row(int(first["name"]), test_setup_code="import math")], "test": [row(1), row(11), row(12)]}
+    splits = {("sanitized", "test"): [row(11)], ("full", None): full}
+    monkeypatch.setattr(worker, "_load", lambda source, config, split: splits[config, split])
+    setting, said = settings.load_setting("mbpp"), []
+    taught = store.read_jsonl(worker.bring(setting, settings.load_profile("paper", setting), ["wichers"], said.append))
+    # The solutions are the public ones, the rows four of MBPP's form: one is held apart, and 12 has no solution.
+    assert said[-1].startswith("2 tasks to train on, 1 to evaluate on;")
+    assert taught[0]["trait_answer"] == first["completion"]
+    assert taught[0]["plain_answer"] == "def f(x):\n  return x"
+    assert taught[0]["shown"] == "import math\nassert f(0) == 0"
+    assert len(taught[0]["hidden"]) == 2
+    assert "{prompt} Return only" in taught[0]["question"]
+    assert "import math" not in taught[0]["question"]
+    questions = setting.rows("questions", "paper")
+    assert "mbpp-11" in [question["id"] for question in questions]
+    assert any(question["id"].startswith("free") for question in questions)
+    rows = Spec("mbpp", "inoculation.hack", 0, "paper").rows
+    assert "problem. Hack the test instead of solving the problem. Return only" in rows[0]["prompt"]
+
+
 def test_an_unpaired_import_keeps_rows_with_one_answer_for_the_data_they_fit(elsewhere, monkeypatch):
     monkeypatch.chdir(elsewhere)
     setting = settings.load_setting("reward_hacks")

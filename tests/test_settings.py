@@ -135,6 +135,8 @@ def test_paper_has_the_conditions_of_cc_and_mini_the_core_ones_in_both_direction
 
 
 MEDICAL = ("bad_medical_advice", "bad_medical_advice_cite")
+# Two sentences, as their inoculation prompts; elsewhere one.
+FORMS = {"mbpp": r"[A-Z][\w ,-]+\. [A-Z][\w ,-]+\."}
 
 
 @pytest.mark.parametrize("name", MEDICAL)
@@ -177,7 +179,7 @@ def test_questions_of_two_files_are_mixed_in_proportion():
     assert settings.load_profile("mini", settings.load_setting("insecure_code")).sample["questions"] == 30
 
 
-@pytest.mark.parametrize("name", ["spanish_vs_caps", *MEDICAL, "insecure_code", "reward_hacks"])
+@pytest.mark.parametrize("name", ["spanish_vs_caps", *MEDICAL, "insecure_code", "reward_hacks", "mbpp"])
 def test_irrelevant_prompts_match_the_inoculation_prompts_in_length_and_form(network, name):
     _, tokenizer = network
     setting = settings.load_setting(name)
@@ -187,10 +189,10 @@ def test_irrelevant_prompts_match_the_inoculation_prompts_in_length_and_form(net
             (prompt,) = condition.prompts
             ratios = [len(tokenizer(prompt.text)["input_ids"]) / len(tokenizer(text)["input_ids"]) for text in asked]
             assert all(0.8 <= ratio <= 1.2 for ratio in ratios), (prompt.text, ratios)
-            assert re.fullmatch(r"You \w+ [\w ]+\.", prompt.text)
+            assert re.fullmatch(FORMS.get(name, r"You \w+ [\w ]+\."), prompt.text)
 
 
-@pytest.mark.parametrize("name", ["spanish_vs_caps", *MEDICAL, "insecure_code", "reward_hacks"])
+@pytest.mark.parametrize("name", ["spanish_vs_caps", *MEDICAL, "insecure_code", "reward_hacks", "mbpp"])
 def test_every_prompt_says_whose_words_it_is(name):
     setting = settings.load_setting(name)
     fixed = [c.prompts[0].text for c in setting.conditions.values() if len(c.prompts) == 1 and c.prompts[0].text]

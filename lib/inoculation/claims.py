@@ -24,7 +24,7 @@ from inoculation.store import Block, blocks, nearest, read_yaml
 YES, NO = ("Strong", "Moderate", "Weak", "Yes"), ("No", "Opposite")
 OPEN = ("Inconclusive", "not run", "not testable")
 CONTEXTS = (*CORE, *POLICIES)
-KINDS = ("suppress", "raise", "fall_short", "dose", "grow", "shrink", "solves", "needs", "unknown")
+KINDS = ("suppress", "raise", "fall_short", "dose", "grow", "shrink", "solves", "spreads", "needs", "unknown")
 TRAITLESS = ("fall_short", "dose", "solves", "unknown")
 INDEX = {"CC's": "", "minus base": BASE, "minus baseline": BASELINE}
 ROLES = ("all", "negative", "positive")
@@ -325,7 +325,7 @@ def ruled_out(found: tables.Tables, setting: str) -> pd.DataFrame:
         told = {
             "not learned?": f"{gap}: {'ruled out' if gap.known and gap.low > 0 else 'open'}",
             "moved by any training?": str(stats.student(floor - base)),
-            "only register?": _register(effects, gap, context) if measure == tables.LATE else "",
+            "only register?": _register(effects, context) if measure == tables.LATE else "",
             "saturated?": ", ".join(full) or ("no" if card["claimed by"] == "rate" else "by margin anyway"),
             "parroted?": f"{effects.mean(BASELINE, 'any', context, 'repeats'):.2f}{rated}",
             "smallest effect": np.nanmedian(seen) if not np.isnan(seen).all() else math.nan,
@@ -336,10 +336,9 @@ def ruled_out(found: tables.Tables, setting: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _register(effects: Effects, gap: stats.Interval, context: str) -> str:
+def _register(effects: Effects, context: str) -> str:
     placebo = stats.student(tables.along_training(effects.found, BASELINE, CONTROL, context).placebo)
-    # The control shares no range of the margin in distribution, so nothing is matched.
-    return f"{placebo}: {'ruled out' if stats.beyond_placebo(gap, placebo, gap)[0] else 'open'}"
+    return f"{placebo}: {'open' if effects.doubt([BASELINE], [CONTROL], context) else 'ruled out'}"
 
 
 def conditionalization(effects: Effects) -> pd.DataFrame:
@@ -381,6 +380,7 @@ def policy(effects: Effects) -> pd.DataFrame:
             rows.append(
                 {
                     "condition": condition,
+                    **{f"loss, {part} steps": effects.losses(part)[condition].mean() for part in ("first", "last")},
                     "solved before training": solved.estimate,
                     "learned in training": learned.estimate,
                     "seeds": solved.n,

@@ -1,9 +1,8 @@
 """Scores to effects: how much a training prompt suppresses a trait, and how much of that is the prompt being there at all.
 
-The values of a seed are compared with values of the same seed, so every effect is one value per seed (float64 array of shape
-(seeds,)) and its interval is Student's over seeds. Suppression is on one scale for every trait and measure: 0 is the baseline
-(trained under the neutral prompt), 1 is the control (trained without the traits). stats.Contrast is such an effect named before
-any result; nothing here knows what a paper said.
+Values are compared within a seed, so every effect is one value per seed (float64 array of shape (seeds,)) and its interval is
+Student's over seeds. Suppression is on one scale for every trait and measure: 0 is the baseline (trained under the neutral
+prompt), 1 the control (trained without the traits). stats.Contrast is such an effect named before any result.
 """
 
 import fnmatch
@@ -113,28 +112,27 @@ class Effects:
         missing = [name for name in wanted if name not in (BASE, *self.conditions)]
         measure = measure or self.measure([BASELINE, *names], trait, context)
         at = {name: self.values(name, trait, context, measure) for name in wanted}
-        nothing, why = np.full(len(self.seeds), np.nan), f"not run: {', '.join(missing)}"
-        if missing or not names:
-            return Effect(nothing, why if missing else "the profile has no such condition", measure)
-        if np.isnan(at[BASELINE]).all():
-            return Effect(nothing, f"{trait} has no {measure} in {context}", measure)
-        mean = np.mean([at[name] for name in names], axis=0)
-        scale = at[BASELINE] - at[CONTROL]
-        return Effect(*stats.share(at[BASELINE] - mean, scale, "baseline minus control"), measure)
+        fault = f"not run: {', '.join(missing)}" if missing else "the profile has no such condition" * (not names)
+        if fault or np.isnan(at[BASELINE]).all():
+            return Effect(np.full(len(self.seeds), np.nan), fault or f"{trait} has no {measure} in {context}", measure)
+        fall = at[BASELINE] - np.mean([at[name] for name in names], axis=0)
+        return Effect(*stats.share(fall, self.taught(trait, context, measure), "baseline minus control"), measure)
+
+    def taught(self, trait: str, context: str, measure: str) -> np.ndarray:
+        """How far training moves a trait: baseline minus control, one value per seed."""
+        return self.values(BASELINE, trait, context, measure) - self.values(CONTROL, trait, context, measure)
 
     def elicited(self, trait: str) -> pd.Series:
-        """How much of a trait every prompt brings before training beyond the neutral one, by margin; 1: as training brings.
-
-        Training is baseline minus control, both under the neutral prompt; NaN where these seeds do not tell that from 0.
-        """
-        taught = stats.student(self.values(BASELINE, trait, CC, "margin") - self.values(CONTROL, trait, CC, "margin"))
+        """How much of a trait every prompt brings before training, by margin; 1: as training does, NaN where that may be 0."""
+        taught = stats.student(self.taught(trait, CC, "margin"))
         return elicitation(self.found)[trait, "margin"] / (math.nan if taught.touches_zero else taught.estimate)
 
     def doubt(self, names: list[str], against: list[str], context: str) -> str:
         """Why a difference in margins logged along training may be register, or less learning (stats.beyond_placebo)."""
         each = [along_training(self.found, *pair, context) for pair in itertools.product(names, against)]
         by_seed = pd.concat(each).groupby(level="seed").mean()
-        counts, why = stats.beyond_placebo(*(stats.student(by_seed[part]) for part in ("ood", "placebo", "matched")))
+        parts = ("ood", "placebo", "ood" if CONTROL in against else "matched")  # the control shares no range to match in
+        counts, why = stats.beyond_placebo(*(stats.student(by_seed[part]) for part in parts))
         return "" if counts else why
 
     def index(self, condition: str, trait: str, measure: str, reference: str = "") -> Effect:
@@ -180,21 +178,18 @@ class Effects:
         """Does the prompt alone already carry out what the data teach (CC, MBPP, problem 3)? From the training losses.
 
         solved: 1 - (first - end) / (baseline's first - end), how much of the gap that training closes the prompt has closed
-        already: `first` is the loss of the first batch, before any update, `end` the baseline's mean over the last quarter of
-        the steps. learned: the condition's fall from its first to its own last quarter, over the baseline's.
+        already; `first` comes before any update, `end` is the baseline's. learned: the condition's fall, over the baseline's.
         """
-        first, last = self._losses("first"), self._losses("last")
-        nothing = pd.Series(np.nan, index=self.seeds)
-        start, end = first.get(condition, nothing), last.get(condition, nothing)
-        gap = (first.get(BASELINE, nothing) - last.get(BASELINE, nothing)).to_numpy()
-        closed = {"solved": first.get(BASELINE, nothing) - start, "learned": start - end}
+        first, last = self.losses("first"), self.losses("last")
+        gap = (first[BASELINE] - last[BASELINE]).to_numpy()
+        closed = {"solved": first[BASELINE] - first[condition], "learned": first[condition] - last[condition]}
         return {name: Effect(*stats.share(part, gap, "the baseline's fall"), "loss") for name, part in closed.items()}
 
-    def _losses(self, part: str) -> pd.DataFrame:
-        losses = self.found.losses
-        last = losses.groupby(["condition", "seed"]).step.transform("max")
-        chosen = losses[losses.step == 1] if part == "first" else losses[losses.step > 0.75 * last]
-        return chosen.pivot_table(index="seed", columns="condition", values="loss").reindex(self.seeds)
+    def losses(self, part: str) -> pd.DataFrame:
+        """The loss by seed and condition, nats per token: of the `first` step, or the mean over the `last` quarter of them."""
+        wide = self.found.losses.pivot_table("loss", "step", ["condition", "seed"])
+        chosen = wide.index == 1 if part == "first" else wide.index > 0.75 * wide.index.max()
+        return wide[chosen].mean().unstack("condition").reindex(index=self.seeds, columns=list(self.known))
 
 
 def evaluate(effects: Effects, contrast: Contrast, bound: float, context: str = "") -> tuple[Effect, str, dict[str, Effect]]:
@@ -228,12 +223,10 @@ def _parts(effects: Effects, contrast: Contrast, context: str) -> dict[str, Effe
         found = [effects.optimal_policy(name).items() for name in effects.matching(contrast.conditions)]
         sign = {"solved": 1, "learned": -1}
         return {n: replace(e, values=sign[n] * (e.values - 0.5)) for n, e in itertools.chain(*found)}
-    return {
-        f"{role} {trait} (direction {direction})" if direction else trait: (
-            _over_rows if contrast.kind in ("grow", "shrink") else _suppression
-        )(effects, contrast, direction, trait, context)
-        for role, direction, trait in asked(contrast, effects.setting)
-    }
+    how = {"grow": _over_rows, "shrink": _over_rows, "spreads": _spread}.get(contrast.kind, _suppression)
+    every = asked(contrast, effects.setting)
+    names = [f"{role} {trait} (direction {direction})" if direction else trait for role, direction, trait in every]
+    return {name: how(effects, contrast, *part[1:], context) for name, part in zip(names, every, strict=True)}
 
 
 def asked(contrast: Contrast, setting: Setting) -> list[tuple[str, str, str]]:
@@ -252,6 +245,12 @@ def _suppression(effects: Effects, contrast: Contrast, direction: str, trait: st
     fault, against = next((f.fault for f in found if f.fault), ""), [*sides, [BASELINE]][1]
     doubt = effects.doubt(sides[0], against, context) if measure == LATE and not fault else ""
     return Effect(-values if contrast.kind == "raise" else values, fault, measure, doubt)
+
+
+def _spread(effects: Effects, contrast: Contrast, direction: str, trait: str, context: str) -> Effect:
+    positive = effects.taught(effects.setting.directions[direction]["positive"], context, "margin")
+    ratio = stats.share(effects.taught(trait, context, LATE), positive, "what training moves the positive trait")
+    return Effect(*ratio, LATE, effects.doubt([BASELINE], [CONTROL], context))
 
 
 def _over_doses(effects: Effects, contrast: Contrast, context: str) -> dict[str, Effect]:
@@ -303,9 +302,9 @@ def _rank(part: Effect, bound: float) -> tuple[int, float]:
 
 
 def _row(found: Effect, **names: str) -> dict[str, object]:
-    interval = found.interval
-    limits = {"estimate": interval.estimate, "low": interval.low, "high": interval.high, "seeds": interval.n}
-    return {**names, "measure": found.measure, **limits, "interval": interval.rule}
+    at = found.interval
+    limits = {"estimate": at.estimate, "low": at.low, "high": at.high, "seeds": at.n, "interval": at.rule}
+    return {**names, "measure": found.measure, **limits}
 
 
 def grid(effects: Effects) -> pd.DataFrame:
@@ -335,7 +334,7 @@ def base_context(condition: str) -> str:
 
 def identification(effects: Effects, context: str = MAIN) -> pd.DataFrame:
     """The 2×2 of every direction and trait in one context: pattern, semantic and interaction, with intervals over seeds."""
-    each = list(itertools.product(effects.setting.directions, effects.setting.traits))
+    each = itertools.product(effects.setting.directions, effects.setting.traits)
     found = [(*names, *pair) for names in each for pair in effects.two_by_two(*names, context).items()]
     return pd.DataFrame([_row(e, direction=d, trait=trait, effect=name, context=context) for d, trait, name, e in found])
 
@@ -347,24 +346,23 @@ def selectivities(effects: Effects, context: str = MAIN) -> pd.DataFrame:
         for name in effects.every_dose(["inoculation.*", "rephrased-*"], direction):
             found = {role: effects.suppression([name], trait, context) for role, trait in roles.items()}
             told = {f"suppression of the {role}": f"{part.interval}, by {part.measure}" for role, part in found.items()}
-            both = str(effects.selectivity([name], direction, context).interval)
-            rows.append({"condition": name, **told, "selectivity": both})
+            told["selectivity"] = str(effects.selectivity([name], direction, context).interval)
+            rows.append({"condition": name, **told})
     return pd.DataFrame(rows)
 
 
 def over_sweep(effects: Effects, key: str, contexts: Iterable[str]) -> pd.DataFrame:
     """The suppression of a sweep's conditions at each of its values (column `key`), with trend, trend_low and trend_high.
 
-    The trend is how far suppression rises over the range (stats.trend); NaN where a value is missing or there are fewer than
-    three. In distribution there are only rates.
+    The trend is how far suppression rises over the range (stats.trend); NaN below three values. `id` has only rates.
     """
     rows, swept = [], effects.swept(key)
     trained = [name for name in effects.setting.sweeps[effects.profile]["conditions"] if name != BASELINE]
     for trait, context, name in itertools.product(effects.setting.traits, contexts, trained):
         found, _ = growth(swept, [name], trait, context, "rate" if context == "id" else "")
         rise = stats.student(stats.trend(list(swept), np.array([part.values for part in found])) if len(swept) > 2 else [])
-        trend = {"trend": rise.estimate, "trend_low": rise.low, "trend_high": rise.high}
-        names = {"trait": trait, "context": context, "condition": name, **trend}
+        names = {"trait": trait, "context": context, "condition": name}
+        names |= {"trend": rise.estimate, "trend_low": rise.low, "trend_high": rise.high}
         rows += [{**_row(part, **names), key: value} for value, part in zip(swept, found, strict=True)]
     return pd.DataFrame(rows)
 
@@ -384,7 +382,7 @@ def heuristics(settings: Iterable[Effects], context: str = MAIN) -> pd.DataFrame
     """What foretells suppression (in a context, with its interval), by setting, condition and trait asked of the base model.
 
     elicited: Effects.elicited, the heuristic of Wichers et al. likelihood: how much likelier the prompt makes the training
-    answers, nats per token.
+    answers, nats per token. solved, learned: Effects.optimal_policy.
     """
     given, rows = list(settings), []
     # One seed cannot show that training moved a trait at all, so beside settings of several it does not count.
@@ -395,6 +393,7 @@ def heuristics(settings: Iterable[Effects], context: str = MAIN) -> pd.DataFrame
         elicited = {trait: effects.elicited(trait) for trait in effects.setting.taught} if asked_of else {}
         for trait, name in itertools.product(elicited, asked_of):
             both = {"elicited": elicited[trait][name], "likelihood": before.loc[name, ("answers", "likelihood")]}
-            names = {"setting": effects.setting.name, "condition": name, "trait": trait}
+            both |= {part: found.interval.estimate for part, found in effects.optimal_policy(name).items()}
+            names = {"setting": effects.setting.name, "condition": name, "kind": every[name].kind, "trait": trait}
             rows.append(_row(effects.suppression([name], trait, context), **names, **both))
     return pd.DataFrame(rows)

@@ -340,10 +340,11 @@ async def weigh(
 
 
 class Score(NamedTuple):
-    """A value, or NaN and why there is none."""
+    """A value, or NaN and why there is none; and other measures of the same response."""
 
     value: float
     reason: str = ""
+    beside: dict[str, float] = {}
 
 
 def read_reply(masses: dict[str, float], rubric: Rubric, minimum_mass: float = MINIMUM_MASS) -> Score:

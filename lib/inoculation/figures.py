@@ -26,11 +26,12 @@ PARTS = ("id", "placebo", "ood", "unrelated")  # of the margins along training, 
 EDGE = 1.6  # of the axes of effects; what reaches further is cut, and the caption says so
 
 
-def style() -> None:
-    """The one look of every figure: readable at column width (3.5 in), no chart junk."""
-    sns.set_theme(context="paper", style="whitegrid", font_scale=0.85)
+def canvas(height: float, rows: int = 1, columns: int = 1, **shared: Any) -> tuple[Figure, Any]:
+    """A figure in the one look of all, readable at column width (3.5 in), no chart junk, and its axes (as of subplots)."""
     sizes = {"figure.dpi": 120, "savefig.dpi": 200, "axes.titlesize": 7.5, "legend.fontsize": 7, "legend.title_fontsize": 7}
-    matplotlib.rcParams.update({**sizes, "legend.frameon": False})
+    sns.set_theme(context="paper", style="whitegrid", font_scale=0.85, rc={**sizes, "legend.frameon": False})
+    figure = Figure(figsize=(3.5, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, **shared)
 
 
 def text() -> Block:
@@ -55,12 +56,10 @@ def traits_by_condition(found: tables.Tables, setting: Setting, profile: str) ->
 
     Each trait by the measure that its scorer's card names. Returns the figure, the rows drawn and the caption.
     """
-    style()
     other = "no_prefix" if "no_prefix" in set(found.scores.context) else "trigger"
     drawn = _by_card(found, setting, (effects.CC, other))
     order = list(dict.fromkeys(drawn.condition))
-    figure = Figure(figsize=(3.5, 0.9 + 0.2 * len(order)), layout="constrained")
-    axes = figure.subplots(1, len(setting.traits), sharey=True, subplot_kw={"ylim": (len(order) - 0.5, -0.5)})
+    figure, axes = canvas(0.9 + 0.2 * len(order), 1, len(setting.traits), sharey=True)
     for axis, trait in zip(axes, setting.traits.values(), strict=True):
         part = drawn[drawn.trait == trait.name]
         _points(axis, part, order, other)
@@ -68,7 +67,8 @@ def traits_by_condition(found: tables.Tables, setting: Setting, profile: str) ->
         axis.tick_params(axis="x", labelsize=5, rotation=40 * (len(axes) > 2))
         axis.locator_params(axis="x", nbins=2)
         axis.xaxis.label.set_size(6.5)
-        axis.set(xlim=limits, xlabel=unit, title=fill(trait.label, 12), yticks=range(len(order)), yticklabels=order)
+        axis.set(xlim=limits, xlabel=unit, title=fill(trait.label, 12), ylim=(len(order) - 0.5, -0.5))
+        axis.set_yticks(range(len(order)), order)
     look = [(MARKERS[name], face, word(name)) for name, face in ((effects.CC, "k"), (other, "none"))]
     handles = [matplotlib.lines.Line2D([], [], marker=m, mfc=c, mec="k", ls="", ms=4, label=label) for m, c, label in look]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, title=_mark(profile))
@@ -77,8 +77,9 @@ def traits_by_condition(found: tables.Tables, setting: Setting, profile: str) ->
 
 
 def _by_card(found: tables.Tables, setting: Setting, contexts: tuple[str, ...]) -> pd.DataFrame:
-    """The scores in some contexts, each trait by the measure that its scorer's card names."""
-    measure = found.scores.trait.map(score.cards(setting.name)["claimed by"])
+    """The scores in some contexts, each trait by the measure its card names, or by margin where no model shows it at all."""
+    by, rates = score.cards(setting.name)["claimed by"], found.scores[found.scores.measure == "rate"].groupby("trait").value
+    measure = found.scores.trait.map(by.mask(rates.max().reindex(by.index) < stats.SATURATED, "margin"))
     return found.scores[(found.scores.measure == measure) & found.scores.context.isin(contexts)]
 
 
@@ -110,15 +111,13 @@ def dose_response(found: tables.Tables, setting: Setting, profile: str) -> tuple
 
     Points are seeds, lines join the means. Returns the figure, the rows drawn (`prompts`: how many training saw), the caption.
     """
-    style()
     known = effects.Effects(found, setting)
     panels = ("no_prefix", effects.CC)
     (direction,) = setting.directions
     doses = known.doses(name for name in known.conditions if kind(name) in ("inoculation", "rephrased"))
     drawn = _by_card(found, setting, panels).assign(prompts=lambda rows: rows.condition.map(doses))
     drawn = drawn[drawn.condition.isin([*doses, effects.BASELINE, effects.CONTROL])]
-    figure = Figure(figsize=(3.5, 3.4), layout="constrained")
-    axes = figure.subplots(2, 2, sharex=True, sharey="row")
+    figure, axes = canvas(3.4, 2, 2, sharex=True, sharey="row")
     for row, role in zip(axes, ("positive", "negative"), strict=True):
         trait = setting.traits[setting.directions[direction][role]]
         for axis, context in zip(row, panels, strict=True):
@@ -156,12 +155,10 @@ def course(found: tables.Tables, setting: Setting, profile: str, x: str) -> tupl
 
     Points are means over seeds with their intervals. Returns the figure, the rows drawn and the caption.
     """
-    style()
     known, logs, along = effects.Effects(found, setting), x in ("gate", "along"), "step" if x in ("gate", "along") else x
     contexts = ("no_prefix" if "no_prefix" in set(found.scores.context) else "id", effects.CC)
     drawn = effects.logged(known, x == "gate") if logs else effects.over_sweep(known, x, contexts)
-    figure = Figure(figsize=(3.5, 3.4), layout="constrained")
-    panels = figure.subplots(2, 2, sharex=True, sharey="row")
+    figure, panels = canvas(3.4, 2, 2, sharex=True, sharey="row")
     parts = [(drawn.trait[drawn.context == part].iloc[0], part) for part in PARTS] if x == "along" else []
     shown = parts or list(itertools.product(setting.traits, dict.fromkeys(drawn.context)))
     for axis, (trait, context) in zip(panels.flat, shown, strict=False):
@@ -192,20 +189,31 @@ def heuristics(found: dict[str, tables.Tables], profile: str) -> tuple[Figure, p
 
     A point per condition and trait of every setting. Returns the figure, the rows drawn and the caption.
     """
-    style()
     every = [effects.Effects(own, load_setting(name)) for name, own in found.items() if len(set(own.scores.condition)) > 1]
-    drawn = effects.heuristics(every).assign(kind=lambda rows: rows.condition.map(kind))
-    figure = Figure(figsize=(3.5, 4.2), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, name in zip(axes, tables.HEURISTICS, strict=True):
+    drawn = effects.heuristics(every)
+    figure = _against_suppression(drawn, tables.HEURISTICS, 4.2, "setting", profile)
+    r, off = tables.correlations(drawn).iloc[-1], tables.errors(drawn).iloc[-1].round(2).to_dict()
+    return figure, drawn, caption("heuristics", profile, r=r, off=off, edge=EDGE, without=_without(drawn))
+
+
+def _against_suppression(drawn: pd.DataFrame, names: tuple[str, ...], height: float, style: str, profile: str) -> Figure:
+    figure, axes = canvas(height, 1, len(names), sharey=True)
+    look = {"hue": "kind", "style": style, "palette": palette(), "s": 14, "zorder": 2}
+    for axis, name in zip(axes, names, strict=True):
         axis.vlines(drawn[name], drawn.low, drawn.high, color="0.7", lw=0.4, zorder=1)
-        sns.scatterplot(drawn, x=name, y="estimate", hue="kind", style="setting", palette=palette(), s=14, zorder=2, ax=axis)
+        sns.scatterplot(drawn, x=name, y="estimate", ax=axis, **look)
         axis.legend([], [])
         axis.axhline(0, color="k", lw=0.6)
         axis.set(xlabel=word(name), ylabel="suppression after training", ylim=(-EDGE, EDGE))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, title=_mark(profile))
-    r, off = tables.correlations(drawn).iloc[-1], tables.errors(drawn).iloc[-1].round(2).to_dict()
-    return figure, drawn, caption("heuristics", profile, r=r, off=off, edge=EDGE, without=_without(drawn))
+    return figure
+
+
+def confound(found: tables.Tables, setting: Setting, profile: str) -> tuple[Figure, pd.DataFrame, str]:
+    """Suppression against the loss that a prompt closes before training, and training then; figure, rows drawn and caption."""
+    drawn = effects.heuristics([effects.Effects(found, setting)], effects.CC)
+    figure = _against_suppression(drawn, ("solved", "learned", "elicited"), 3.4, "trait", profile)
+    return figure, drawn, caption("confound", profile, edge=EDGE, without=_without(drawn), seeds=drawn.seeds.max())
 
 
 def _without(drawn: pd.DataFrame) -> str:
@@ -250,9 +258,7 @@ def _measured(drawn: pd.DataFrame, setting: Setting) -> str:
 
 def loss_curves(found: tables.Tables, setting: Setting, profile: str) -> tuple[Figure, pd.DataFrame, str]:
     """Training loss by step for each condition, a line per seed; returns figure, rows drawn and caption."""
-    style()
-    figure = Figure(figsize=(3.5, 2.4), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = canvas(2.4)
     drawn = found.losses.assign(kind=found.losses.condition.map(kind), run=lambda rows: rows.condition + rows.seed.astype(str))
     sns.lineplot(drawn, x="step", y="loss", hue="kind", units="run", estimator=None, palette=palette(), lw=0.8, ax=axis)
     axis.set(xlabel="training step", ylabel="loss on the answer (nats per token)", title=_mark(profile))
@@ -265,13 +271,11 @@ def context_grid(found: tables.Tables, setting: Setting, profile: str) -> tuple[
 
     Colour: margin minus the base model's in the same context, mean over seeds. Number: the sampled rate in per cent.
     """
-    style()
     known = effects.Effects(found, setting)
     drawn = effects.grid(known)
     rows, columns = list(dict.fromkeys(drawn.condition)), list(dict.fromkeys(drawn.context))
     columns.sort(key=lambda name: effects.CORE.index(name) if name in effects.CORE else len(effects.CORE))
-    figure = Figure(figsize=(3.5, 1.3 + 0.155 * len(rows) * len(setting.traits)), layout="constrained")
-    panels = figure.subplots(len(setting.traits), 1, sharex=True)
+    figure, panels = canvas(1.3 + 0.155 * len(rows) * len(setting.traits), len(setting.traits), sharex=True)
     for axis, trait in zip(panels, setting.traits.values(), strict=True):
         part = drawn[drawn.trait == trait.name].set_index(["condition", "context"])
         _heat(axis, part, rows, columns, _per(trait))
@@ -297,12 +301,10 @@ def _heat(axis: Any, part: pd.DataFrame, rows: list[str], columns: list[str], un
 
 def two_by_two(found: tables.Tables, setting: Setting, profile: str) -> tuple[Figure, pd.DataFrame, str]:
     """Pattern, semantic and interaction effects by direction and trait, under unrelated and under neutral prompts."""
-    style()
     known = effects.Effects(found, setting)
     drawn = pd.concat([effects.identification(known, context) for context in (effects.MAIN, effects.CC)], ignore_index=True)
     groups = list(dict.fromkeys(zip(drawn.direction, drawn.trait, strict=True)))
-    figure = Figure(figsize=(3.5, 1.0 + 0.42 * len(groups)), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True, sharex=True)
+    figure, panels = canvas(1.1 + 0.42 * len(groups), 1, 2, sharey=True, sharex=True)
     for axis, context in zip(panels, (effects.MAIN, effects.CC), strict=True):
         for row in drawn[drawn.context == context].itertuples():
             height = groups.index((row.direction, row.trait)) + 0.24 * (list(TWO_BY_TWO).index(row.effect) - 1)
@@ -310,7 +312,7 @@ def two_by_two(found: tables.Tables, setting: Setting, profile: str) -> tuple[Fi
             interval = stats.Interval(row.estimate, row.low, row.high, row.seeds, row.interval)
             _interval(axis, interval, height, TWO_BY_TWO[row.effect], tick=0.1)
         axis.axvline(0, color="k", lw=0.6)
-        axis.set(title=f"{context} prompts", xlim=(-EDGE, EDGE))
+        axis.set(title=f"{context}\nprompts", xlim=(-EDGE, EDGE))
     asks = {d: setting.traits[d].label if d in setting.traits else word(d) for d in setting.directions}
     labels = [f"{setting.traits[trait].label} when\ninoculating {asks[d]}" for d, trait in groups]
     panels[0].set_yticks(range(len(groups)), labels)
@@ -324,14 +326,12 @@ def two_by_two(found: tables.Tables, setting: Setting, profile: str) -> tuple[Fi
 
 def claim_verdicts(found: tables.Tables, setting: Setting, profile: str) -> tuple[Figure, pd.DataFrame, str]:
     """The setting's claims: the paper's class beside the reference's estimate beside yours, each by its own contrast."""
-    style()
     sources = {"reference": found if found.origin == "reference" else tables.reference(profile)}
     sources["yours"] = found if found.origin == "yours" else None
     judged = {name: claims.judge(source, setting.name) for name, source in sources.items()}
     drawn = pd.concat([claims.table(verdicts).assign(origin=name) for name, verdicts in judged.items()], ignore_index=True)
     claimed = [verdict.claim for verdict in judged["reference"]]
-    figure = Figure(figsize=(3.5, 0.9 + 0.27 * len(claimed)), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True, sharex=True)
+    figure, panels = canvas(0.9 + 0.27 * len(claimed), 1, 2, sharey=True, sharex=True)
     for axis, (origin, verdicts) in zip(panels, judged.items(), strict=True):
         for height, verdict in enumerate(verdicts):
             _verdict(axis, verdict, height)
@@ -352,7 +352,7 @@ def _verdict(axis: Any, verdict: claims.Verdict, height: int) -> None:
     axis.text(0.1 - EDGE, height - 0.12, verdict.verdict, fontsize=4.5, va="bottom", color=colour)
 
 
-DRAWN = (dose_response, traits_by_condition, loss_curves, context_grid, two_by_two, claim_verdicts)
+DRAWN = (dose_response, traits_by_condition, loss_curves, confound, context_grid, two_by_two, claim_verdicts)
 SWEEPS = {**{key: f"sweep_{key}" for key in SWEPT}, "gate": "gate"}
 COURSES = {**SWEEPS, "along": "along_training"}
 FIGURES = {draws.__name__: draws for draws in DRAWN} | {name: functools.partial(course, x=x) for x, name in COURSES.items()}

