@@ -113,7 +113,7 @@ def test_the_sandbox_knows_no_experiment_and_what_runs_inside_it_needs_no_packag
         assert "inoculation" not in path.read_text(encoding="utf-8")
     inside = SANDBOX[1].read_text(encoding="utf-8")
     assert set(re.findall(r"^(?:import|from) (\w+)", inside, re.MULTILINE)) <= sys.stdlib_module_names
-    assert not re.search(r"^\s+(?:import|from \w+ import)", inside, re.MULTILINE)
+    assert not re.search(r"^[ \t]+(?:import|from \w+ import)", inside, re.MULTILINE)
 
 
 def test_nothing_is_vendored_pickled_or_trusted_from_outside():
