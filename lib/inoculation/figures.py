@@ -180,8 +180,7 @@ def course(found: tables.Tables, setting: Setting, profile: str, x: str) -> tupl
         rises = drawn.dropna(subset="trend_low").drop_duplicates(["trait", "context", "condition"]).itertuples()
         told = (f"{r.trait} {r.context}, {r.condition}: {r.trend:.2f} [{r.trend_low:.2f}, {r.trend_high:.2f}]" for r in rises)
         facts["trends"] = "; ".join(told) or "none could be computed"
-    facts["seeds"] = stats.in_words(drawn[drawn.seeds > 0].seeds)
-    return figure, drawn, caption(x, profile, without=_without(drawn), **facts)
+    return figure, drawn, caption(x, profile, **_counted(drawn), **facts)
 
 
 def heuristics(found: dict[str, tables.Tables], profile: str) -> tuple[Figure, pd.DataFrame, str]:
@@ -193,7 +192,7 @@ def heuristics(found: dict[str, tables.Tables], profile: str) -> tuple[Figure, p
     drawn = effects.heuristics(every)
     figure = _against_suppression(drawn, tables.HEURISTICS, 4.2, "setting", profile)
     r, off = tables.correlations(drawn).iloc[-1], tables.errors(drawn).iloc[-1].round(2).to_dict()
-    return figure, drawn, caption("heuristics", profile, r=r, off=off, edge=EDGE, without=_without(drawn))
+    return figure, drawn, caption("heuristics", profile, r=r, off=off, edge=EDGE, **_counted(drawn))
 
 
 def _against_suppression(drawn: pd.DataFrame, names: tuple[str, ...], height: float, style: str, profile: str) -> Figure:
@@ -204,7 +203,8 @@ def _against_suppression(drawn: pd.DataFrame, names: tuple[str, ...], height: fl
         sns.scatterplot(drawn, x=name, y="estimate", ax=axis, **look)
         axis.legend([], [])
         axis.axhline(0, color="k", lw=0.6)
-        axis.set(xlabel=word(name), ylabel="suppression after training", ylim=(-EDGE, EDGE))
+        shares = None if name in tables.HEURISTICS else (-0.25, 1.25)
+        axis.set(xlabel=word(name), ylabel="suppression after training", ylim=(-EDGE, EDGE), xlim=shares)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, title=_mark(profile))
     return figure
 
@@ -213,12 +213,12 @@ def confound(found: tables.Tables, setting: Setting, profile: str) -> tuple[Figu
     """Suppression against the loss that a prompt closes before training, and training then; figure, rows drawn and caption."""
     drawn = effects.heuristics([effects.Effects(found, setting)], effects.CC)
     figure = _against_suppression(drawn, ("solved", "learned", "elicited"), 3.4, "trait", profile)
-    return figure, drawn, caption("confound", profile, edge=EDGE, without=_without(drawn), seeds=drawn.seeds.max())
+    return figure, drawn, caption("confound", profile, edge=EDGE, **_counted(drawn))
 
 
-def _without(drawn: pd.DataFrame) -> str:
-    missing = drawn[drawn.seeds == 0].interval.unique()
-    return f" Not drawn: {'; '.join(missing)}." if len(missing) else ""
+def _counted(drawn: pd.DataFrame) -> dict[str, str]:
+    missing = "; ".join(drawn[drawn.seeds == 0].interval.unique())
+    return {"seeds": stats.in_words(drawn[drawn.seeds > 0].seeds), "without": f" Not drawn: {missing}." * bool(missing)}
 
 
 def _interval(axis: Any, found: stats.Interval, height: float, colour: str, tick: float = 0.3) -> None:
@@ -250,8 +250,9 @@ def _measured(drawn: pd.DataFrame, setting: Setting) -> str:
         if rows.empty:
             continue
         many = f"{n.min()}" if n.min() == n.max() else f"{n.min()} to {n.max()}"
+        asked = "tasks" if trait.scorer == "hidden_tests" else "everyday questions"
         missing = f"one response each; {int(rows.n_unscored.sum())} of {int(n.sum())} scores are missing"
-        what = f"{many} everyday questions, {missing}" if (rows.measure == "rate").all() else f"{many} pairs of answers"
+        what = f"{many} {asked}, {missing}" if (rows.measure == "rate").all() else f"{many} pairs of answers"
         told.append(f"{trait.label}, the mean over {what}")
     return "; ".join(told) or "nothing could be computed"
 
@@ -320,8 +321,7 @@ def two_by_two(found: tables.Tables, setting: Setting, profile: str) -> tuple[Fi
     figure.supxlabel(word("suppression"), fontsize=7)
     handles = dict(zip(*panels[0].get_legend_handles_labels()[::-1], strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, title=_mark(profile))
-    facts = {"seeds": stats.in_words(drawn[drawn.seeds > 0].seeds), "without": _without(drawn)}
-    return figure, drawn, caption("two_by_two", profile, edge=EDGE, **facts)
+    return figure, drawn, caption("two_by_two", profile, edge=EDGE, **_counted(drawn))
 
 
 def claim_verdicts(found: tables.Tables, setting: Setting, profile: str) -> tuple[Figure, pd.DataFrame, str]:
