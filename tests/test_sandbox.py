@@ -88,6 +88,21 @@ def test_bad_input_is_a_reason_never_a_crash_never_a_pass(code, tests, reason):
 
 
 @needed
+@pytest.mark.parametrize("name", ["set", "sorted", "isinstance", "AssertionError", "__builtins__", "__import__"])
+def test_what_a_candidate_calls_like_a_builtin_does_not_judge_it(name):
+    code = f"def f(x):\n    return [0]\n{name} = lambda *a, **k: 1"
+    tests = [
+        "assert set(f(3)) == set([3])",
+        "assert sorted(f(3)) == [3]",
+        "assert isinstance(f(3), str)",
+        "import math\nassert 0",
+    ]
+    assert not any(sandbox.run(code, tests).passed)
+    forged = 'import __main__\n__main__._reply(4, {"names": ["set", "__builtins__"]}); __main__._reply(6, {"names": ["set"]})'
+    assert not any(sandbox.run(f"{forged}\n{code}", tests).passed)
+
+
+@needed
 def test_plain_data_go_through_unchanged():
     values = "[1, 2.5, float('inf'), 'é\\n', None, True, (1, (2,)), {1: {2, 3}, (4,): b'5'}, frozenset({6}), 1j, 10**40]"
     found = sandbox.run("def f(x):\n    return x", [f"v = {values}\nw = f(v)\nassert (w, str(w)) == (v, str(v)), w"])
