@@ -128,7 +128,7 @@ def test_the_kept_cards_are_what_is_measured_and_another_item_is_measured_again(
     kept = cards("spanish_vs_caps")
     setting = settings.load_setting("spanish_vs_caps")
     rows = setting.rows("labelled")
-    monkeypatch.setattr(type(setting), "rows", lambda self, part: rows[:-8])
+    monkeypatch.setattr(type(setting), "rows", lambda self, part, profile="": rows[:-8])
     cards.cache_clear()
     assert (cards("spanish_vs_caps")["items"] == kept["items"] - 8).all()
     cards.cache_clear()

@@ -27,7 +27,7 @@ CONTEXTS = (*CORE, *POLICIES)
 KINDS = ("suppress", "raise", "fall_short", "dose", "grow", "shrink", "solves", "spreads", "needs", "unknown")
 TRAITLESS = ("fall_short", "dose", "solves", "unknown")
 INDEX = {"CC's": "", "minus base": BASE, "minus baseline": BASELINE}
-ROLES = ("all", "negative", "positive")
+ROLES, LOSSES = ("all", "negative", "positive"), {"first": "loss, first step", "last": "loss, last quarter"}
 COLUMNS = [
     *("claim", "source", "setting", "statement", "paper_verdict", "paper_class"),
     *("contrast", "estimate", "ci_low", "ci_high", "n_seeds", "verdict", "reason"),
@@ -380,7 +380,7 @@ def policy(effects: Effects) -> pd.DataFrame:
             rows.append(
                 {
                     "condition": condition,
-                    **{f"loss, {part} steps": effects.losses(part)[condition].mean() for part in ("first", "last")},
+                    **{name: effects.losses(part)[condition].mean() for part, name in LOSSES.items()},
                     "solved before training": solved.estimate,
                     "learned in training": learned.estimate,
                     "seeds": solved.n,

@@ -389,7 +389,8 @@ def heuristics(settings: Iterable[Effects], context: str = MAIN) -> pd.DataFrame
     several = [effects for effects in given if len(effects.seeds) > 1]
     for effects in several or given:
         before, every = elicitation(effects.found), effects.setting.conditions
-        asked_of = [name for name in effects.conditions if name in before.index and every[name].data == "trait"]
+        asked_under = before.index if ("answers", "likelihood") in before else ()
+        asked_of = [name for name in effects.conditions if name in asked_under and every[name].data == "trait"]
         elicited = {trait: effects.elicited(trait) for trait in effects.setting.taught} if asked_of else {}
         for trait, name in itertools.product(elicited, asked_of):
             both = {"elicited": elicited[trait][name], "likelihood": before.loc[name, ("answers", "likelihood")]}

@@ -85,9 +85,8 @@ def _by_card(found: tables.Tables, setting: Setting, contexts: tuple[str, ...]) 
 
 def _unit(trait: Trait, rows: pd.DataFrame) -> tuple[str, tuple[float | None, float | None]]:
     """A trait's axis label and limits: a share, or the margin where its card names that."""
-    if (rows.measure == "rate").all():
-        return fill(trait.unit, 18), (-0.04, 1.04)
-    return f"margin\n{_per(trait)}", (None, None)
+    rated = (rows.measure == "rate").all()
+    return (fill(trait.unit, 18), (-0.04, 1.04)) if rated else (f"margin\n{_per(trait)}", (None, None))
 
 
 def _per(trait: Trait) -> str:
@@ -376,13 +375,12 @@ def show(name: str, setting: str, profile: str) -> None:
     """Draw a figure from `tables.shown` and show it with its caption in a notebook; setting: `all` for a figure of ACROSS."""
     from IPython.display import Image, Markdown, display
 
-    every = setting_names() if setting == "all" else [setting]
-    found = {each: own for each in every if (own := tables.shown(profile, each))}
+    found = {each: own for each in (setting_names() if setting == "all" else [setting]) if (own := tables.shown(profile, each))}
     if name in ACROSS or name in _figures(load_setting(setting), found[setting], profile):
         path, told = draw(name, found, profile, store.local_figures(profile))
         display(Image(path), Markdown(f"*{told}*"))
     else:
-        display(Markdown(f"*{name}: not run; `--sweeps` runs it.*"))
+        display(Markdown(f"*{name}: not run (`--sweeps` runs sweeps).*"))
 
 
 def redraw(profile: str, found: dict[str, tables.Tables], folder: Path) -> list[Path]:
@@ -393,8 +391,10 @@ def redraw(profile: str, found: dict[str, tables.Tables], folder: Path) -> list[
 
 
 def _figures(setting: Setting, found: tables.Tables, profile: str) -> list[str]:
-    """The figures that a setting has: doses where evaluation can leave the prompt out, and the sweeps that were run."""
-    run = setting.sweeps.get(profile, ()) if len(found.of(setting.name).sweeps) else ()
+    """The figures that a setting has: doses where evaluation can leave the prompt out, and what was run of the others."""
+    own = found.of(setting.name)
+    run = setting.sweeps.get(profile, ()) if len(own.sweeps) else ()
     lacks = [*(name for x, name in SWEEPS.items() if x not in run), *["dose_response"] * (setting.slot != "user_prefix")]
-    lacks += [COURSES["along"]] * (not found.of(setting.name).tracks.point.isna().any())
+    lacks += ["confound"] * effects.heuristics([effects.Effects(own, setting)]).empty
+    lacks += [COURSES["along"]] * (not own.tracks.point.isna().any())
     return [name for name in FIGURES if name not in lacks]
