@@ -110,10 +110,10 @@ def test_plain_data_go_through_unchanged():
 
 
 @needed
-def test_twenty_trivial_candidates_a_second_with_time_to_spare_for_a_busy_machine():
+def test_a_trivial_candidate_takes_a_fraction_of_a_second_even_on_a_busy_machine():
     started = time.monotonic()
     assert all(sandbox.run("def f(x):\n    return x + 1", TESTS).passed == (True, True) for _ in range(10))
-    # proofs/attacks.py measures 20 a second, two at a time; here other work may run beside it.
+    # How many a second is measured in proofs/attacks.csv; here other work may run beside it.
     assert time.monotonic() - started < 5
 
 
