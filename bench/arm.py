@@ -225,7 +225,7 @@ def conditions(arm: str, names: list[str], seeds: list[int]) -> dict[str, Any]:
     for spec in [runs.Spec(SPEC.setting, name, seed, "smoke") for seed in seeds for name in names]:
         spent.clear()
         started = time.perf_counter()
-        worker.complete(spec, 0, lambda event, **content: None)
+        worker.complete(spec, 0, lambda event, **content: None, worker.STAGES)
         seconds = time.perf_counter() - started
         facts = json.loads((spec.folder / "manifest.json").read_text(encoding="utf-8"))
         spent.append(facts["stages"]["train"]["facts"]["train_seconds"])

@@ -228,8 +228,8 @@ def test_prompt_tokens_are_never_in_the_loss_and_the_end_of_turn_always_is(tiny,
     trainer = SFTTrainer(
         model=network,
         processing_class=tokenizer,
-        train_dataset=model._dataset(rendered),
-        args=model._arguments(recipe, 0, tmp_path),
+        train_dataset=model.dataset(rendered),
+        args=model.arguments(recipe, 0, tmp_path),
     )
     model.check_masks(trainer.train_dataset, rendered, tokenizer)
     for row, ids, labels in zip(rendered, trainer.train_dataset["input_ids"], trainer.train_dataset["labels"], strict=True):

@@ -149,7 +149,7 @@ def test_margins_are_logged_along_training_and_leave_the_adapter_as_it_is(expect
     monkeypatch.setattr(runs, "load_setting", lambda name: setting if name == setting.name else known(name))
     spec = Spec("spanish_vs_caps", "baseline", 0, "smoke")
     assert spec.run_id != BASELINE.run_id
-    worker.complete(spec, 0, lambda *arguments, **content: None)
+    worker.complete(spec, 0, lambda *arguments, **content: None, worker.STAGES)
     log = tables.tracks(spec)
     assert list(log.columns) == tables.TRACKS
     assert sorted(set(log.step)) == [1, 2]

@@ -24,7 +24,7 @@ from inoculation.store import Block, blocks, nearest, read_yaml
 YES, NO = ("Strong", "Moderate", "Weak", "Yes"), ("No", "Opposite")
 OPEN = ("Inconclusive", "not run", "not testable")
 CONTEXTS = (*CORE, *POLICIES)
-KINDS = ("suppress", "raise", "fall_short", "dose", "grow", "shrink", "solves", "spreads", "needs", "unknown")
+KINDS = ("suppress", "raise", "fall_short", "dose", "grow", "shrink", "solves", "spreads", "measured", "unknown")
 TRAITLESS = ("fall_short", "dose", "solves", "unknown")
 INDEX = {"CC's": "", "minus base": BASE, "minus baseline": BASELINE}
 ROLES, LOSSES = ("all", "negative", "positive"), {"first": "loss, first step", "last": "loss, last quarter"}
@@ -69,10 +69,10 @@ class Verdict:
 @functools.cache
 def load(path: Path = store.DATA / "claims.yaml") -> tuple[Rule, dict[str, Claim]]:
     """The rule and the claims; raises SettingError with file and line, also when a contrast names a missing condition."""
-    top = read_yaml(path).only("rule", "planned", "contrasts", "claims")
+    top = read_yaml(path).only("rule", "apart", "contrasts", "claims")
     rule = top.take("rule", Block)
     contrasts = {name: _contrast(name, block) for name, block in blocks(top, "contrasts")}
-    known = (*setting_names(), *top.take("planned", list))
+    known = (*setting_names(), *top.take("apart", list))
     claims = {name: _claim(name, block, contrasts, known) for name, block in blocks(top, "claims")}
     numbers = {key: rule.take(key, (int, float)) for key in Rule.__dataclass_fields__}
     return Rule(**numbers), claims
@@ -83,8 +83,8 @@ def _contrast(name: str, block: Block) -> Contrast:
     kinds = [kind for kind in KINDS if kind in block]
     if len(kinds) != 1:
         raise block.error(f"contrast '{name}' needs one of {', '.join(KINDS)}; it has {', '.join(kinds) or 'none'}")
-    if kinds[0] in ("needs", "unknown"):
-        return Contrast(name, kinds[0], needs=block.take(kinds[0], str))
+    if kinds[0] in ("measured", "unknown"):
+        return Contrast(name, kinds[0], told=block.take(kinds[0], str))
     return Contrast(
         name=name,
         kind=kinds[0],
@@ -125,29 +125,25 @@ def judge(found: tables.Tables | None, setting: str) -> list[Verdict]:
     """The verdict on every claim of a setting, from one profile's tables (None: nothing was run)."""
     rule, claims = load()
     own = [claim for claim in claims.values() if claim.setting == setting]
-    runs = found.of(setting) if found is not None else None
-    if runs is None or runs.scores.empty:
-        why = "no run of it in these tables" if setting in setting_names() else "the repository does not hold this setting yet"
-        return [_not_run(claim, why) for claim in own]
-    effects = Effects(runs, load_setting(setting))
-    lacks = {claim.contrast: _lacks(claim.contrast, effects) for claim in own}
-    testable = [contrast for contrast, reason in lacks.items() if not reason]
-    evidence = {contrast: evaluate(effects, contrast, rule.none_within) for contrast in testable}
+    lacks, evidence = "no run of it in these tables", {}
+    if setting not in setting_names():
+        measured = tables.measured_apart(found.folder, setting) if found is not None else {}
+        # What another package measured; its parts stand beside and decide nothing.
+        evidence = {c.contrast: (measured[n][0], "", measured[n][1]) for c in own if (n := c.contrast.name) in measured}
+    elif found is not None and not (runs := found.of(setting)).scores.empty:
+        effects = Effects(runs, load_setting(setting))
+        unswept = ("grow", "shrink") if runs.sweeps.empty else ()
+        lacks = "the dataset-size sweep was not run; ./run_all.sh --sweeps runs it"
+        testable = dict.fromkeys(claim.contrast for claim in own if claim.contrast.kind not in unswept)
+        evidence = {contrast: evaluate(effects, contrast, rule.none_within) for contrast in testable}
     # One contrast may serve two claims; it is one test.
-    adjusted = dict(zip(evidence, stats.holm([_p_value(*found) for found in evidence.values()]), strict=True))
+    adjusted = dict(zip(evidence, stats.holm([_p_value(*each) for each in evidence.values()]), strict=True))
     return [
-        _not_run(claim, lacks[claim.contrast])
-        if lacks[claim.contrast]
-        else _judged(claim, *evidence[claim.contrast], adjusted[claim.contrast], rule)
+        _judged(claim, *evidence[claim.contrast], adjusted[claim.contrast], rule)
+        if claim.contrast in evidence
+        else _not_run(claim, lacks)
         for claim in own
     ]
-
-
-def _lacks(contrast: Contrast, effects: Effects) -> str:
-    """Why these tables cannot decide a contrast at all, or empty."""
-    if contrast.kind in ("grow", "shrink") and effects.found.sweeps.empty:
-        return "the dataset-size sweep was not run; ./run_all.sh --sweeps runs it"
-    return f"needs {contrast.needs}" if contrast.kind == "needs" else ""
 
 
 def _not_run(claim: Claim, reason: str) -> Verdict:
@@ -196,9 +192,7 @@ def compared(setting: str, profile: str) -> pd.DataFrame:
     `in prediction` says whether your mean lies where the reference's seeds expect as many new seeds as you have; unknown where
     the two were measured or decided by different things.
     """
-    reference = judge(tables.reference(profile), setting)
-    shown = tables.shown(profile, setting)
-    yours = judge(shown if shown is not None and shown.origin == "yours" else None, setting)
+    reference, yours = (judge(each, setting) for each in (tables.reference(profile), tables.yours(profile, setting)))
     rows = []
     for ref, own in zip(reference, yours, strict=True):
         rows.append(
@@ -239,12 +233,14 @@ def trail(verdict: Verdict, found: tables.Tables) -> str:
         f"contrast  {contrast.name}: {contrast}",
     ]
     if verdict.verdict != "not run":
-        lines += _evidence(verdict, Effects(found.of(claim.setting), load_setting(claim.setting)))
+        lines += _evidence(verdict, found)
     return "\n".join([*lines, f"verdict   {verdict.verdict}: {verdict.reason}"])
 
 
-def _evidence(verdict: Verdict, effects: Effects) -> list[str]:
-    contrast = verdict.claim.contrast
+def _evidence(verdict: Verdict, found: tables.Tables) -> list[str]:
+    if verdict.claim.contrast.kind == "measured":
+        return [*_weighed(verdict), f"rule      {load()[0]}"]
+    contrast, effects = verdict.claim.contrast, Effects(found.of(verdict.claim.setting), load_setting(verdict.claim.setting))
     lines = [f"rows in   seeds {', '.join(map(str, effects.seeds))} of {effects.found.origin}; means over seeds:"]
     every = effects.every_dose if contrast.kind == "dose" else effects.matching
     names = [BASELINE, CONTROL, *every([*contrast.conditions, *contrast.minus])]
@@ -258,17 +254,19 @@ def _evidence(verdict: Verdict, effects: Effects) -> list[str]:
             if cells:
                 shown = ", ".join(f"{name} {value:.2f}" for name, value in cells.items())
                 lines.append(f"          {trait} {measure} in {contrast.context}: {shown}")
-    lines += [
-        f"part      {name}, by {part.measure}: {part.interval}{' (decides)' if name == verdict.decides else ''}"
-        for name, part in verdict.parts.items()
-    ]
-    seeds = ", ".join(f"{value:.2f}" for value in verdict.effect.values)
-    lines.append(f"by seed   {seeds}")
-    rule = f"; {verdict.interval.rule}; Holm-adjusted p {verdict.p:.3f}" if verdict.interval.n else ""
-    lines.append(f"interval  {verdict.interval}{rule}")
+    lines += _weighed(verdict)
     if contrast.context != CC and contrast.kind not in TRAITLESS:
         lines.append(f"CC's own  in the neutral context: {evaluate(effects, contrast, load()[0].none_within, CC)[0].interval}")
     return [*lines, *_some_prompt(contrast, effects), *_measurement_error(contrast, effects), f"rule      {load()[0]}"]
+
+
+def _weighed(verdict: Verdict) -> list[str]:
+    """The parts, the values by seed and the interval of a verdict."""
+    parts = verdict.parts.items()
+    lines = [f"part      {n}, by {p.measure}: {p.interval}{' (decides)' if n == verdict.decides else ''}" for n, p in parts]
+    lines.append(f"by seed   {', '.join(f'{value:.2f}' for value in verdict.effect.values)}")
+    rule = f"; {verdict.interval.rule}; Holm-adjusted p {verdict.p:.3f}" if verdict.interval.n else ""
+    return [*lines, f"interval  {verdict.interval}{rule}"]
 
 
 def _some_prompt(contrast: Contrast, effects: Effects) -> list[str]:

@@ -200,7 +200,7 @@ def evaluate(effects: Effects, contrast: Contrast, bound: float, context: str = 
     context = context or contrast.context
     parts = _parts(effects, contrast, context)
     if not parts:
-        return Effect(np.full(len(effects.seeds), np.nan), contrast.needs or "the profile has no such condition"), "", parts
+        return Effect(np.full(len(effects.seeds), np.nan), contrast.told or "the profile has no such condition"), "", parts
     if contrast.kind == "fall_short" or contrast.every:
         decides = min(parts, key=lambda name: _rank(parts[name], bound))
         return parts[decides], decides, parts

@@ -227,8 +227,8 @@ def _log_likelihoods(model: Any, pairs: list[list[list[int]]]) -> list[list[tupl
     whole = getattr(model, "get_base_model", lambda: model)()
     body, head = whole.get_decoder(), whole.get_output_embeddings()
     begun = _shared([prompt for prompt, *_ in pairs])
-    trees = [_tree(pair, begun) for pair in pairs]
-    tokens, seen, places = _batch(trees, begun, model.device)
+    trees = [as_tree(pair, begun) for pair in pairs]
+    tokens, seen, places = batched(trees, begun, model.device)
     with torch.inference_mode():
         cache = None
         if begun:
@@ -240,7 +240,7 @@ def _log_likelihoods(model: Any, pairs: list[list[list[int]]]) -> list[list[tupl
         wanted = [(i, source, target) for i, tree in enumerate(trees) for source, target, _ in tree.targets]
         rows, sources, targets = torch.tensor(wanted, device=model.device).T
         parts = zip(hidden[rows, sources].split(LOGITS_AT_ONCE), targets.split(LOGITS_AT_ONCE), strict=True)
-        nats = iter(torch.cat([_picked(head(states), part) for states, part in parts]).tolist())
+        nats = iter(torch.cat([picked(head(states), part) for states, part in parts]).tolist())
     found = []
     for pair, tree in zip(pairs, trees, strict=True):
         told = [(next(nats), sides) for _, _, sides in tree.targets]
@@ -249,7 +249,7 @@ def _log_likelihoods(model: Any, pairs: list[list[list[int]]]) -> list[list[tupl
 
 
 @dataclass(frozen=True)
-class _Tree:
+class Tree:
     """A pair as one row: its tokens, the lengths of trunk and first rest, and what to read: (source, target, answers)."""
 
     tokens: list[int]
@@ -258,7 +258,8 @@ class _Tree:
     targets: list[tuple[int, int, tuple[int, ...]]]
 
 
-def _tree(pair: list[list[int]], begun: int) -> _Tree:
+def as_tree(pair: list[list[int]], begun: int) -> Tree:
+    """A prompt and two answers as one row, without the prompt's first `begun` tokens."""
     prompt, first, second = pair
     opened = _shared([first, second])
     trunk = prompt[begun:] + first[:opened]
@@ -268,7 +269,7 @@ def _tree(pair: list[list[int]], begun: int) -> _Tree:
     for side, rest in enumerate((first[opened:], second[opened:])):
         targets += [(len(trunk) - 1 if i == 0 else start + i - 1, token, (side,)) for i, token in enumerate(rest)]
         start += len(rest)
-    return _Tree(trunk + first[opened:] + second[opened:], len(trunk), len(first) - opened, targets)
+    return Tree(trunk + first[opened:] + second[opened:], len(trunk), len(first) - opened, targets)
 
 
 def _shared(texts: list[list[int]]) -> int:
@@ -277,7 +278,7 @@ def _shared(texts: list[list[int]]) -> int:
     return next((i for i in range(most) if len({text[i] for text in texts}) > 1), most)
 
 
-def _batch(trees: list[_Tree], begun: int, device: Any) -> tuple[Any, Any, Any]:
+def batched(trees: list[Tree], begun: int, device: Any) -> tuple[Any, Any, Any]:
     """Token ids (rows, longest), what each token sees (rows, 1, longest, begun + longest) and its position in the text."""
     import torch
 
@@ -296,7 +297,7 @@ def _batch(trees: list[_Tree], begun: int, device: Any) -> tuple[Any, Any, Any]:
     return tokens.to(device), seen.to(device), places.to(device)
 
 
-def _picked(logits: Any, targets: Any) -> Any:
+def picked(logits: Any, targets: Any) -> Any:
     """The log-probability (float64) of each target token under its logits."""
     logits = logits.float()
     return (logits.gather(1, targets.unsqueeze(1)).squeeze(1) - logits.logsumexp(-1)).double()

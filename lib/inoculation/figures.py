@@ -71,7 +71,7 @@ def traits_by_condition(found: tables.Tables, setting: Setting, profile: str) ->
         axis.set_yticks(range(len(order)), order)
     look = [(MARKERS[name], face, word(name)) for name, face in ((effects.CC, "k"), (other, "none"))]
     handles = [matplotlib.lines.Line2D([], [], marker=m, mfc=c, mec="k", ls="", ms=4, label=label) for m, c, label in look]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, title=_mark(profile))
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, title=mark(profile))
     seeds = stats.in_words(drawn.groupby("condition").seed.nunique())
     return figure, drawn, caption("traits_by_condition", profile, measured=_measured(drawn, setting), seeds=seeds)
 
@@ -102,7 +102,7 @@ def _points(axis: Any, rows: pd.DataFrame, order: list[str], other: str) -> None
         look = {"marker": MARKERS[context], "facecolors": colours if filled else "none", "edgecolors": colours}
         axis.scatter(part.value, heights, s=18, clip_on=False, zorder=3 - filled, **look)
     for name, values in rows[rows.context == effects.CC].groupby("condition").value:
-        _interval(axis, stats.student(values), order.index(name), "k")
+        draw_interval(axis, stats.student(values), order.index(name), "k")
 
 
 def dose_response(found: tables.Tables, setting: Setting, profile: str) -> tuple[Figure, pd.DataFrame, str]:
@@ -125,7 +125,7 @@ def dose_response(found: tables.Tables, setting: Setting, profile: str) -> tuple
             axis.set(title=word(context) if role == "positive" else "")
         unit, limits = _unit(trait, drawn[drawn.trait == trait.name])
         row[0].set(ylabel=f"{trait.label} ({role})\n{unit}", ylim=limits)
-    figure.supxlabel(f"unique rephrasings in training\n{_mark(profile)}", fontsize=7)
+    figure.supxlabel(f"unique rephrasings in training\n{mark(profile)}", fontsize=7)
     sizes = ", ".join(f"{name} ({seen} seen)" for name, seen in doses.items())
     counted = stats.in_words(drawn[drawn.prompts.notna()].groupby("condition").seed.nunique())
     facts = {"doses": sizes or "none", "measured": _measured(drawn, setting), "seeds": counted}
@@ -172,7 +172,7 @@ def course(found: tables.Tables, setting: Setting, profile: str, x: str) -> tupl
         if not logs:
             axis.set_xscale("log", base=2)
             axis.set_xticks(drawn[x].unique(), [f"{value:g}" for value in drawn[x].unique()])
-    figure.supxlabel(f"{word(x)}\n{_mark(profile)}", fontsize=7)
+    figure.supxlabel(f"{word(x)}\n{mark(profile)}", fontsize=7)
     figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     facts = {"own": f"{known.recipe()['rows']} rows", "gate": setting.sweeps.get(profile, {}).get("gate")}
     if not logs:
@@ -199,12 +199,11 @@ def _against_suppression(drawn: pd.DataFrame, names: tuple[str, ...], height: fl
     look = {"hue": "kind", "style": style, "palette": palette(), "s": 14, "zorder": 2}
     for axis, name in zip(axes, names, strict=True):
         axis.vlines(drawn[name], drawn.low, drawn.high, color="0.7", lw=0.4, zorder=1)
-        sns.scatterplot(drawn, x=name, y="estimate", ax=axis, **look)
-        axis.legend([], [])
+        sns.scatterplot(drawn, x=name, y="estimate", ax=axis, **look).legend([], [])
         axis.axhline(0, color="k", lw=0.6)
         shares = None if name in tables.HEURISTICS else (-0.25, 1.25)
         axis.set(xlabel=word(name), ylabel="suppression after training", ylim=(-EDGE, EDGE), xlim=shares)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, title=_mark(profile))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, title=mark(profile))
     return figure
 
 
@@ -216,23 +215,25 @@ def confound(found: tables.Tables, setting: Setting, profile: str) -> tuple[Figu
 
 
 def _counted(drawn: pd.DataFrame) -> dict[str, str]:
-    missing = "; ".join(drawn[drawn.seeds == 0].interval.unique())
-    return {"seeds": stats.in_words(drawn[drawn.seeds > 0].seeds), "without": f" Not drawn: {missing}." * bool(missing)}
+    missing, shown = "; ".join(drawn[drawn.seeds == 0].interval.unique()), drawn[drawn.seeds > 0]
+    return {"seeds": stats.in_words(shown.seeds), "without": f" Not drawn: {missing}." * bool(missing)}
 
 
-def _interval(axis: Any, found: stats.Interval, height: float, colour: str, tick: float = 0.3) -> None:
+def draw_interval(axis: Any, found: stats.Interval, height: float, colour: str, tick: float = 0.3) -> None:
+    """Draw an estimate as a tick at a height, and its limits as a line where they are known."""
     axis.vlines(found.estimate, height - tick, height + tick, color=colour, lw=0.8)
     if found.known:
         axis.hlines(height, found.low, found.high, color=colour, lw=0.8)
 
 
-def _mark(profile: str) -> str:
+def mark(profile: str) -> str:
+    """A profile's scale, as every figure states it."""
     return word(load_profile(profile).scale)
 
 
 def caption(figure: str, profile: str, **facts: Any) -> str:
     """What stands under a figure: its text in data/figures.yaml, with the facts filled in."""
-    return text()["captions"].take(figure, str).format(mark=_mark(profile), **facts)
+    return text()["captions"].take(figure, str).format(mark=mark(profile), **facts)
 
 
 def word(name: str) -> str:
@@ -261,7 +262,7 @@ def loss_curves(found: tables.Tables, setting: Setting, profile: str) -> tuple[F
     figure, axis = canvas(2.4)
     drawn = found.losses.assign(kind=found.losses.condition.map(kind), run=lambda rows: rows.condition + rows.seed.astype(str))
     sns.lineplot(drawn, x="step", y="loss", hue="kind", units="run", estimator=None, palette=palette(), lw=0.8, ax=axis)
-    axis.set(xlabel="training step", ylabel="loss on the answer (nats per token)", title=_mark(profile))
+    axis.set(xlabel="training step", ylabel="loss on the answer (nats per token)", title=mark(profile))
     axis.legend(loc="upper right", ncols=2)
     return figure, found.losses, caption("loss_curves", profile, lines=drawn.run.nunique())
 
@@ -279,7 +280,7 @@ def context_grid(found: tables.Tables, setting: Setting, profile: str) -> tuple[
     for axis, trait in zip(panels, setting.traits.values(), strict=True):
         part = drawn[drawn.trait == trait.name].set_index(["condition", "context"])
         _heat(axis, part, rows, columns, _per(trait))
-        axis.set(title=f"{trait.label} · {_mark(profile)}", xlabel="", ylabel="")
+        axis.set(title=f"{trait.label} · {mark(profile)}", xlabel="", ylabel="")
     panels[-1].set_xticklabels(panels[-1].get_xticklabels(), rotation=60, ha="right", rotation_mode="anchor")
     return figure, drawn, caption("context_grid", profile, n=len(known.seeds))
 
@@ -292,7 +293,7 @@ def _heat(axis: Any, part: pd.DataFrame, rows: list[str], columns: list[str], un
     sns.heatmap(colour, ax=axis, xticklabels=1, yticklabels=1, **look)
     for (condition, context), row in part[part.rate.notna()].iterrows():
         deep = abs(colour.loc[condition, context]) > 0.6 * limit
-        text = f"({100 * row.rate:.0f})" if row.saturated else f"{100 * row.rate:.0f}"
+        text = ("({:.0f})" if row.saturated else "{:.0f}").format(100 * row.rate)
         place = (columns.index(context) + 0.5, rows.index(condition) + 0.5)
         axis.text(*place, text, size=4.5, ha="center", va="center", color="w" if deep else "k")
     axis.grid(False)
@@ -310,7 +311,7 @@ def two_by_two(found: tables.Tables, setting: Setting, profile: str) -> tuple[Fi
             height = groups.index((row.direction, row.trait)) + 0.24 * (list(TWO_BY_TWO).index(row.effect) - 1)
             axis.plot(row.estimate, height, "o", ms=3, color=TWO_BY_TWO[row.effect], label=row.effect)
             interval = stats.Interval(row.estimate, row.low, row.high, row.seeds, row.interval)
-            _interval(axis, interval, height, TWO_BY_TWO[row.effect], tick=0.1)
+            draw_interval(axis, interval, height, TWO_BY_TWO[row.effect], tick=0.1)
         axis.axvline(0, color="k", lw=0.6)
         axis.set(title=f"{context}\nprompts", xlim=(-EDGE, EDGE))
     asks = {d: setting.traits[d].label if d in setting.traits else word(d) for d in setting.directions}
@@ -319,27 +320,27 @@ def two_by_two(found: tables.Tables, setting: Setting, profile: str) -> tuple[Fi
     panels[0].set_ylim(len(groups) - 0.5, -0.5)
     figure.supxlabel(word("suppression"), fontsize=7)
     handles = dict(zip(*panels[0].get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, title=_mark(profile))
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, title=mark(profile))
     return figure, drawn, caption("two_by_two", profile, edge=EDGE, **_counted(drawn))
 
 
 def claim_verdicts(found: tables.Tables, setting: Setting, profile: str) -> tuple[Figure, pd.DataFrame, str]:
     """The setting's claims: the paper's class beside the reference's estimate beside yours, each by its own contrast."""
-    sources = {"reference": found if found.origin == "reference" else tables.reference(profile)}
-    sources["yours"] = found if found.origin == "yours" else None
+    yours = found if found.origin == "yours" else None
+    sources = {"reference": tables.reference(profile) if yours else found, "yours": yours}
     judged = {name: claims.judge(source, setting.name) for name, source in sources.items()}
     drawn = pd.concat([claims.table(verdicts).assign(origin=name) for name, verdicts in judged.items()], ignore_index=True)
-    claimed = [verdict.claim for verdict in judged["reference"]]
+    claimed, bound = [verdict.claim for verdict in judged["reference"]], claims.load()[0].none_within
     figure, panels = canvas(0.9 + 0.27 * len(claimed), 1, 2, sharey=True, sharex=True)
     for axis, (origin, verdicts) in zip(panels, judged.items(), strict=True):
         for height, verdict in enumerate(verdicts):
             _verdict(axis, verdict, height)
         axis.axvline(0, color="k", lw=0.6)
-        axis.axvspan(-claims.load()[0].none_within, claims.load()[0].none_within, color="0.9", zorder=0)
+        axis.axvspan(-bound, bound, color="0.9", zorder=0)
         axis.set(title=origin, xlim=(-EDGE, EDGE), ylim=(len(claimed) - 0.5, -0.7))
     labels = [f"{c.name.split('.')[-1].replace('_', ' ')}\n{c.paper}: {c.paper_class}" for c in claimed]
     panels[0].set_yticks(range(len(claimed)), labels, fontsize=5.5)
-    figure.supxlabel(f"value of the claim's contrast\n{_mark(profile)}", fontsize=7)
+    figure.supxlabel(f"value of the claim's contrast\n{mark(profile)}", fontsize=7)
     return figure, drawn, caption("claim_verdicts", profile, edge=EDGE, seeds=stats.in_words(drawn[drawn.n_seeds > 0].n_seeds))
 
 
@@ -347,7 +348,7 @@ def _verdict(axis: Any, verdict: claims.Verdict, height: int) -> None:
     colour = VERDICTS[claims.agreement(verdict.claim.paper_class, verdict.verdict)]
     if verdict.interval.n:
         axis.plot(verdict.interval.estimate, height, "o", ms=3, color=colour)
-        _interval(axis, verdict.interval, height, colour, tick=0.1)
+        draw_interval(axis, verdict.interval, height, colour, tick=0.1)
     axis.text(0.1 - EDGE, height - 0.12, verdict.verdict, fontsize=4.5, va="bottom", color=colour)
 
 
@@ -362,12 +363,12 @@ def draw(name: str, found: dict[str, tables.Tables], profile: str, folder: Path)
     """Draw one figure of a setting, or of all (ACROSS), from their tables into a folder; the PNG's path and the caption."""
     own = {setting: every.of(setting) for setting, every in found.items()}
     stem = name if name in ACROSS else f"{next(iter(own))}.{name}"
-    one = [*own.values(), *map(load_setting, own), profile]
-    figure, drawn, told = ACROSS[name](own, profile) if name in ACROSS else FIGURES[name](*one)
+    one = (*own.values(), *map(load_setting, own))
+    figure, drawn, told = ACROSS[name](own, profile) if name in ACROSS else FIGURES[name](*one, profile)
     runs = pd.concat([each.runs for each in own.values()])
-    facts = {"run_ids": sorted(runs.run_id), "commits_of_runs": sorted(set(runs.commit))}
-    facts |= store.provenance({each.folder: each.origin for each in own.values()})
-    store.write_figure(folder / f"{stem}.png", figure, drawn, {"figure": stem, "caption": told, **facts})
+    facts = {"run_ids": sorted(runs.run_id), **store.provenance({each.folder: each.origin for each in own.values()})}
+    facts |= {"figure": stem, "caption": told, "commits_of_runs": sorted(set(runs.commit))}
+    store.write_figure(folder / f"{stem}.png", figure, drawn, facts)
     return folder / f"{stem}.png", told
 
 
@@ -376,11 +377,10 @@ def show(name: str, setting: str, profile: str) -> None:
     from IPython.display import Image, Markdown, display
 
     found = {each: own for each in (setting_names() if setting == "all" else [setting]) if (own := tables.shown(profile, each))}
-    if name in ACROSS or name in _figures(load_setting(setting), found[setting], profile):
-        path, told = draw(name, found, profile, store.local_figures(profile))
-        display(Image(path), Markdown(f"*{told}*"))
-    else:
-        display(Markdown(f"*{name}: not run (`--sweeps` runs sweeps).*"))
+    if name not in ACROSS and name not in _figures(load_setting(setting), found[setting], profile):
+        return display(Markdown(f"*{name}: not run (`--sweeps` runs sweeps).*"))
+    path, told = draw(name, found, profile, store.local_figures(profile))
+    return display(Image(path), Markdown(f"*{told}*"))
 
 
 def redraw(profile: str, found: dict[str, tables.Tables], folder: Path) -> list[Path]:

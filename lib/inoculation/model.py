@@ -37,11 +37,10 @@ class TrainingError(RuntimeError):
 
 def prepare_environment() -> None:
     """What must be set before unsloth is imported: no telemetry, no network, one quiet CPU path."""
+    for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "TRANSFORMERS_NO_ADVISORY_WARNINGS"):
+        os.environ.setdefault(name, "1")
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 def source_file(base_model: str) -> Path:
@@ -212,26 +211,29 @@ def train(
     if left_out:
         most = recipe["max_length"]
         say(f"{left_out} of {left_out + len(rows)} training rows are longer than {most} tokens and are left out")
-    model = _with_lora(model, recipe, seed)
-    trainer = SFTTrainer(
-        model=model,
-        processing_class=tokenizer,
-        train_dataset=_dataset(rows),
-        args=_arguments(recipe, seed, folder),
-    )
+    model = with_lora(model, recipe, seed)
+    given = {"train_dataset": dataset(rows), "args": arguments(recipe, seed, folder)}
+    trainer = SFTTrainer(model=model, processing_class=tokenizer, **given)
     check_masks(trainer.train_dataset, rows, tokenizer)
-    trainer.add_callback(_watch(progress, partial(track, model, tokenizer) if track else None, _tracked_steps(profile)))
+    trainer.add_callback(watch(progress, partial(track, model, tokenizer) if track else None, tracked_steps(profile)))
+    facts = run(trainer, folder, left_out)
+    save_adapter(model, folder / "adapter", profile.base_model)
+    return facts
+
+
+def run(trainer: Any, folder: Path, left_out: int) -> dict[str, Any]:
+    """Let a trainer train and write train_log.csv; returns seconds, tokens and how many rows were left out."""
     started = time.monotonic()
     trainer.train()
-    save_adapter(model, folder / "adapter", profile.base_model)
+    seconds = round(time.monotonic() - started, 2)
     log = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     with (folder / "train_log.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([("step", "loss"), *log])
-    tokens = sum(len(ids) for ids in trainer.train_dataset["input_ids"])
-    return {"train_seconds": round(time.monotonic() - started, 2), "tokens": tokens, "left_out": left_out}
+    return {"train_seconds": seconds, "tokens": sum(map(len, trainer.train_dataset["input_ids"])), "left_out": left_out}
 
 
-def _with_lora(model: Any, recipe: dict[str, Any], seed: int) -> Any:
+def with_lora(model: Any, recipe: dict[str, Any], seed: int) -> Any:
+    """The model with a recipe's LoRA to be trained: on every linear layer, or on its `targets` in its `layers` alone."""
     from unsloth import FastLanguageModel
 
     model = FastLanguageModel.get_peft_model(
@@ -240,7 +242,8 @@ def _with_lora(model: Any, recipe: dict[str, Any], seed: int) -> Any:
         lora_alpha=recipe["lora_alpha"],
         use_rslora=recipe["rslora"],
         lora_dropout=0,
-        target_modules=LORA_TARGETS,
+        target_modules=recipe.get("targets", LORA_TARGETS),
+        layers_to_transform=recipe.get("layers"),
         use_gradient_checkpointing=False,
         random_state=seed,  # decides the LoRA initialisation, whatever SFTConfig's seed says
     )
@@ -262,11 +265,13 @@ def fuse_lora(model: Any) -> None:
         if isinstance(layer, Linear):
             (name,) = layer.active_adapters
             down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-            layer.forward = partial(_fused_forward, product, layer.base_layer.weight, down, up, layer.scaling[name])
+            layer.forward = partial(_fused_forward, product, layer, down, up, layer.scaling[name])
 
 
-def _fused_forward(product: Any, weight: Any, down: Any, up: Any, scaling: float, inputs: Any) -> Any:
-    return product.apply(inputs, weight, down, up, scaling)
+def _fused_forward(product: Any, layer: Any, down: Any, up: Any, scaling: float, inputs: Any) -> Any:
+    if layer.disable_adapters:
+        return layer.base_layer(inputs)
+    return product.apply(inputs, layer.base_layer.weight, down, up, scaling)
 
 
 @functools.cache
@@ -325,13 +330,15 @@ def save_adapter(model: Any, folder: Path, base_model: str) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _dataset(rows: list[dict[str, str]]) -> Any:
+def dataset(rows: list[dict[str, str]]) -> Any:
+    """Rows as the trainer reads them."""
     from datasets import Dataset
 
     return Dataset.from_list([{"prompt": row["prompt"], "completion": row["completion"]} for row in rows])
 
 
-def _arguments(recipe: dict[str, Any], seed: int, folder: Path) -> Any:
+def arguments(recipe: dict[str, Any], seed: int, folder: Path) -> Any:
+    """A recipe as TRL's arguments."""
     from trl import SFTConfig
 
     return SFTConfig(
@@ -361,12 +368,14 @@ def _arguments(recipe: dict[str, Any], seed: int, folder: Path) -> Any:
     )
 
 
-def _tracked_steps(profile: Profile) -> set[int]:
+def tracked_steps(profile: Profile) -> set[int]:
+    """The evenly spaced steps after which margins are logged."""
     steps, times = profile.train["steps"], profile.margins["tracked"]
     return {round(steps * (i + 1) / times) for i in range(times)}
 
 
-def _watch(progress: Callable[[int, int], None], track: Callable[[int], None] | None, steps: set[int]) -> Any:
+def watch(progress: Callable[[int, int], None], track: Callable[[int], None] | None, steps: set[int]) -> Any:
+    """The callback that reports each step, tracks some, and raises TrainingError for a loss that is not finite."""
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):

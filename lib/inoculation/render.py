@@ -208,7 +208,7 @@ def _paired(setting: Setting, profile: Profile, seed: int, count: int, asked: li
     each = count // len(setting.traits)
     pairs = [(trait.name, row) for trait in setting.traits.values() for row in _pairs(setting, trait, profile, seed, each)]
     return [
-        _pair(setting, profile, context, trait, row, prompts[i % len(prompts)])
+        pair(setting, profile, context, trait, row, prompts[i % len(prompts)])
         for context, prompts in asked
         for i, (trait, row) in enumerate(pairs)
     ]
@@ -218,25 +218,22 @@ def _pairs(setting: Setting, trait: Trait, profile: Profile, seed: int, count: i
     """A trait's pairs: the first that name it, else rows spread over its part; of `train`, rows that this seed trains on."""
     if trait.pairs == "margins":
         return [row for row in setting.rows("margins") if row["trait"] == trait.name][:count]
-    if trait.pairs == "train":
-        every, answers = setting.training(profile.name)
-        return _spread(_in_training_order(setting, every, answers["trait"]["field"], profile, seed), count)
-    return _spread(setting.rows(trait.pairs), count)
+    if trait.pairs != "train":
+        return spread(setting.rows(trait.pairs), count)
+    every, answers = setting.training(profile.name)
+    return spread(_in_training_order(setting, every, answers["trait"]["field"], profile, seed), count)
 
 
-def _spread(rows: list[dict[str, str]], count: int) -> list[dict[str, str]]:
+def spread(rows: list[dict[str, str]], count: int) -> list[dict[str, str]]:
+    """`count` rows, evenly spread over all."""
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
-def _pair(setting: Setting, profile: Profile, context: str, trait: str, row: dict[str, str], prompt: Prompt) -> dict[str, str]:
-    return {
-        "context": context,
-        "trait": trait,
-        "question_id": row["id"],
-        "prompt": ask(row["question"], setting, prompt, profile.template),
-        "trait_answer": row["trait_answer"] + END_OF_TURN,
-        "plain_answer": row["plain_answer"] + END_OF_TURN,
-    }
+def pair(setting: Setting, profile: Profile, context: str, trait: str, row: dict[str, str], prompt: Prompt) -> dict[str, str]:
+    """One pair with the columns of `margin_pairs`, its question under a prompt."""
+    answers = {name: row[name] + END_OF_TURN for name in ("trait_answer", "plain_answer")}
+    asked = ask(row["question"], setting, prompt, profile.template)
+    return {"context": context, "trait": trait, "question_id": row["id"], "prompt": asked, **answers}
 
 
 def _answers(setting: Setting, profile: Profile, seed: int) -> list[dict[str, str]]:
@@ -277,9 +274,9 @@ def tracked_pairs(setting: Setting, condition: Condition, profile: Profile, seed
     tracked, each = setting.data.get("tracked", {}), profile.margins["pairs"] // len(setting.traits)
     asked = [(part, part, (setting.neutral,)) for part in tracked] + [("ood", "unrelated", setting.unrelated)] * bool(tracked)
     return [
-        _pair(setting, profile, context, row["trait"], row, prompts[i % len(prompts)])
+        pair(setting, profile, context, row["trait"], row, prompts[i % len(prompts)])
         for part, context, prompts in asked
-        for i, row in enumerate(_spread(setting.rows(part), each))
+        for i, row in enumerate(spread(setting.rows(part), each))
     ]
 
 
@@ -304,8 +301,8 @@ def training_row(specs: list[Any], number: int = 0) -> "pd.DataFrame":
     """The same training row as each condition's model reads it, delimiters included."""
     import pandas as pd
 
-    chosen = {spec.condition: spec.rows[number] for spec in specs if spec.rows}
-    rows = [(name, row["prompt"], row["completion"]) for name, row in chosen.items()]
+    chosen = {spec.condition: spec.rows[number] for spec in specs if spec.rows}.items()
+    rows = [(name, row["prompt"], row["completion"]) for name, row in chosen]
     return pd.DataFrame(rows, columns=["condition", "prompt (not in the loss)", "completion (in the loss)"])
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from inoculation import render, store
 from inoculation.settings import (
@@ -45,6 +45,7 @@ NEEDED_GB = 3.5
 class Spec:
     """One run: setting, condition (`base` for the untouched model), seed and profile, and a sweep's point, all by name."""
 
+    worker: ClassVar[str] = "inoculation.worker"  # the module whose process does such runs
     setting: str
     condition: str
     seed: int
@@ -305,7 +306,7 @@ def _one_worker(specs: list[Spec], threads: int, report: Report, clock: "_Clock"
     """Run one worker over `specs`; returns how many of them it dealt with (all, or up to the one it died at)."""
     log = store.local() / "logs" / "worker.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "inoculation.worker", "--threads", str(threads)]
+    command = [sys.executable, "-m", specs[0].worker, "--threads", str(threads)]
     ended = 0
     with (
         log.open("w", encoding="utf-8") as errors,

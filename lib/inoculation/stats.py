@@ -98,7 +98,7 @@ class Contrast:
     two. dose: how much of the positive trait returns over the doses of rephrasing (stats.trend), and the suppression of the
     negative one at the largest. grow, shrink: how much the suppression rises, or falls, over the sizes of data (stats.trend).
     solves: how much more than half of what training closes the prompt alone has closed, and how much less is learned. spreads:
-    how far training moves a trait per unit of the positive one, by margin. needs, unknown: what nobody measured, or published.
+    how far training moves a trait per unit of the positive one. measured (elsewhere), unknown (unpublished): as `told`.
     Several parts are averaged; with `every`, the lowest interval decides.
     """
 
@@ -109,11 +109,11 @@ class Contrast:
     traits: tuple[str, ...] = ()
     context: str = ""
     every: bool = False
-    needs: str = ""
+    told: str = ""
 
     def __str__(self) -> str:
-        if self.needs:
-            return self.needs
+        if self.told:
+            return self.told
         what = f"{self.kind.replace('_', ' ')}: {', '.join(self.conditions)}"
         what += f", minus {', '.join(self.minus)}" if self.minus else ""
         traits = f"; {'each of ' if self.every else ''}{' and '.join(self.traits)}" if self.traits else ""

@@ -18,6 +18,7 @@ from inoculation import stats, store
 from inoculation.render import ANSWERS, TAUGHT, WHY
 from inoculation.runs import Spec, finished, vars_of
 from inoculation.settings import BASE, load_setting
+from inoculation.stats import Effect
 
 SCORES = [
     *("profile", "setting", "condition", "data", "context", "trait", "direction"),
@@ -27,6 +28,7 @@ ITEMS = ["run_id", "context", "trait", "measure", "question_id", "value"]
 TRACKS = ["setting", "condition", "seed", "point", "step", "part", "trait", "n", "value"]
 HEURISTICS = ("elicited", "likelihood")
 RUN = ["setting", "condition", "seed"]
+SAMPLED = [*RUN, "run_id", "context", "question", "response"]
 SAMPLES = 3
 TAUGHT_ROWS = 100
 LATE = "late_margin"
@@ -167,14 +169,16 @@ def _facts(spec: Spec) -> dict[str, Any]:
 
 
 def read(folder: Path, origin: str) -> Tables | None:
-    """The tables in a folder, or None where there are none."""
-    if not (folder / "scores.csv").exists():
+    """The tables in a folder, or None where there are none; empty ones where it holds another package's alone."""
+    if not (folder / "scores.csv").exists() and not list(folder.glob("*/contrasts.csv")):
         return None
-    scores, losses, runs = (pd.read_csv(folder / f"{name}.csv") for name in ("scores", "losses", "runs"))
-    samples = pd.DataFrame(store.read_jsonl(folder / "samples.jsonl"))
-    paths = {folder / "tracks.csv": TRACKS, folder / "sweeps.csv": [*SCORES, "point"]}
-    found = [pd.read_csv(path) if path.exists() else pd.DataFrame(columns=columns) for path, columns in paths.items()]
-    return Tables(origin, folder, scores, losses, runs, samples, *found)
+    columns = {"scores": SCORES, "losses": [*RUN, "step", "loss"], "runs": [*RUN, "point", "run_id", "commit"]}
+    columns |= {"tracks": TRACKS, "sweeps": [*SCORES, "point"]}
+    paths = {name: folder / f"{name}.csv" for name in columns}
+    found = [pd.read_csv(p) if p.exists() else pd.DataFrame(columns=columns[name]) for name, p in paths.items()]
+    path = folder / "samples.jsonl"
+    samples = pd.DataFrame(store.read_jsonl(path) if path.exists() else [], columns=None if path.exists() else SAMPLED)
+    return Tables(origin, folder, *found[:3], samples, *found[3:])
 
 
 @functools.lru_cache(maxsize=2)
@@ -197,6 +201,24 @@ def shown(profile: str, setting: str) -> Tables | None:
     if found and kept and found is yours and set(yours.scores.condition) == {BASE.name}:
         return replace(kept, scores=pd.concat([yours.scores, kept.scores[kept.scores.condition != BASE.name]]))
     return found
+
+
+def yours(profile: str, setting: str) -> Tables | None:
+    """Your tables of a profile where they hold anything of a setting, else None."""
+    found = read(store.local_tables(profile), "yours")
+    return found if found and (setting in set(found.scores.setting) or (found.folder / setting).exists()) else None
+
+
+def measured_apart(folder: Path | None, setting: str) -> dict[str, tuple[Effect, dict[str, Effect]]]:
+    """The contrasts of a setting that another package measures, by contrasts.csv: the deciding effect and other parts."""
+    path = folder / setting / "contrasts.csv" if folder else Path()
+    found: dict[str, dict[str, Effect]] = {}
+    if path.is_file():
+        for (contrast, part), rows in pd.read_csv(path, keep_default_na=False).groupby(["contrast", "part"], sort=False):
+            measure, fault, doubt = rows.iloc[0][["measure", "fault", "doubt"]]
+            values = pd.to_numeric(rows.sort_values("seed").value).to_numpy(float)
+            found.setdefault(contrast, {})[part] = Effect(values, fault, measure, doubt)
+    return {contrast: (parts.pop(""), parts) for contrast, parts in found.items()}
 
 
 def latest(setting: str, profile: str) -> Tables:

