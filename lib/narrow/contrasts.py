@@ -1,0 +1,238 @@
+"""Tables to one value per seed for every claim of NEM, and for the bridge to inoculation; the seed is the unit.
+
+`outside` is the margin out of domain: the mean of the misaligned-answer margin (`ood`) and of the margin of bad advice in
+another domain (`other`), nats per token. Its scale is what the plain loss brings beyond the control. Two trainings are
+compared at equal in-domain margin (stats.matched), as they learn at different speeds.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from inoculation import stats
+from inoculation.settings import BASE
+from inoculation.stats import Effect
+
+from narrow.tables import Found
+
+OUTSIDE = ("ood", "other")
+COLUMNS = ["contrast", "part", "seed", "value", "measure", "fault", "doubt"]
+FORMS = {"lora": "LoRA", "vector": "vector"}
+BRIDGE = ("bridge.inoculation", "bridge.rephrased", "bridge.irrelevant")
+SCALE = "what the plain loss brings outside its domain"
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The values of one profile's solutions, one per seed (float64, (seeds,)), NaN where a seed lacks a solution."""
+
+    found: Found
+
+    def late(self, solution: str, part: str, context: str = "neutral") -> np.ndarray:
+        """A margin's mean over the second half of the tracked steps; `outside` is the mean over OUTSIDE."""
+        return self._margin(solution, part, context, lambda steps: steps > steps.max() / 2)
+
+    def last(self, solution: str, part: str, context: str = "neutral") -> np.ndarray:
+        """A margin at the last step."""
+        return self._margin(solution, part, context, lambda steps: steps == steps.max())
+
+    def _margin(self, solution: str, part: str, context: str, chosen: Callable[[pd.Series], pd.Series]) -> np.ndarray:
+        rows = self.found.margins[(self.found.margins.solution == solution) & (self.found.margins.context == context)]
+        rows = rows[rows.part.isin(OUTSIDE if part == "outside" else [part])]
+        rows = rows[chosen(rows.step)] if len(rows) else rows
+        values = rows.groupby("seed").value.mean()
+        if solution == BASE.name:  # its one run stands for every seed
+            return np.full(len(self.found.seeds), values.mean())
+        return values.reindex(self.found.seeds).to_numpy(float)
+
+    def base(self, part: str, context: str = "neutral") -> np.ndarray:
+        """The untouched model's margin."""
+        return self.last(BASE.name, part, context)
+
+    def taught(self, general: str, control: str, part: str = "outside") -> np.ndarray:
+        """How far the plain loss moves a margin beyond the control."""
+        return self.late(general, part) - self.late(control, part)
+
+    def path(self, solution: str, seed: int) -> np.ndarray:
+        """In-domain and outside margin along one training, from the untouched model on: (1 + steps, 2)."""
+        rows = self.found.margins
+        rows = rows[(rows.context == "neutral") & (rows.solution.isin([solution, BASE.name])) & rows.seed.isin([seed, 0])]
+        rows = rows[(rows.solution == BASE.name) | (rows.seed == seed)]
+        wide = rows.assign(part=rows.part.replace(dict.fromkeys(OUTSIDE, "outside"))).pivot_table("value", "step", "part")
+        return wide[["id", "outside"]].to_numpy()
+
+    def matched(self, first: str, second: str) -> np.ndarray:
+        """How much higher `first` is outside the domain than `second`, at equal in-domain margin."""
+        run = set(zip(self.found.runs.solution, self.found.runs.seed, strict=True))
+        return np.array(
+            [
+                stats.matched(self.path(first, seed), self.path(second, seed))
+                if {(first, seed), (second, seed)} <= run
+                else np.nan
+                for seed in self.found.seeds
+            ]
+        )
+
+    def read(self, solution: str, measure: str) -> pd.DataFrame:
+        """A solution's rows of measures.csv; the base model's are those of every seed."""
+        rows = self.found.measures[self.found.measures.measure == measure]
+        return rows[rows.solution == solution]
+
+    def at_norm(self, solution: str, measure: str, norms: Iterable[float]) -> np.ndarray:
+        """A measure of the rescaled solution, interpolated at one norm per seed; the base model's loss at norm 0."""
+        start = self.base_loss if measure == "loss" else 0.0
+        found = []
+        for seed, norm in zip(self.found.seeds, norms, strict=True):
+            rows = self.read(solution, measure)
+            rows = rows[rows.seed == seed].sort_values("x")
+            known = len(rows) and norm <= rows.x.max() * (1 + 1e-9)
+            found.append(np.interp(norm, [0.0, *rows.x], [start, *rows.value]) if known else np.nan)
+        return np.array(found)
+
+    def one(self, solution: str, measure: str, part: str = "") -> np.ndarray:
+        """A measure that a solution has once a seed (or its mean over draws and x)."""
+        rows = self.read(solution, measure)
+        return rows[rows.part.fillna("") == part].groupby("seed").value.mean().reindex(self.found.seeds).to_numpy(float)
+
+    def unnoised(self, solution: str) -> np.ndarray:
+        """The share of its gain that noise takes: (perturbed - own) / (base - own) loss, mean over ε and draws (NEM; D.5)."""
+        own, base = self.one(solution, "loss", "own"), self.base_loss
+        return (self.one(solution, "noise") - own) / (base - own)
+
+    @property
+    def base_loss(self) -> float:
+        """The untouched model's loss on what is taught."""
+        return self.read(BASE.name, "loss").value.mean()
+
+
+def generalises(seeds: Seeds, form: str) -> Effect:
+    """The misaligned-answer margin that comes with each unit of in-domain margin, plain loss minus control."""
+    general, control = f"{form}.general", f"{form}.control"
+    moved, narrow, register = (seeds.taught(general, control, part) for part in ("ood", "id", "placebo"))
+    ratio = stats.share(moved, narrow, "what training teaches in its domain")
+    return Effect(*ratio, "late_margin", _doubt(moved, register, moved))
+
+
+def narrow_exists(seeds: Seeds, form: str, narrow: str = "narrow") -> Effect:
+    """What the penalty takes from the outside margin at equal in-domain margin, as a share of what the plain loss brings."""
+    general, control, other = f"{form}.general", f"{form}.control", f"{form}.{narrow}"
+    spared = seeds.matched(general, other)
+    gaps = [seeds.late(general, part) - seeds.late(other, part) for part in ("outside", "placebo")]
+    ratio = stats.share(spared, seeds.taught(general, control), SCALE)
+    return Effect(*ratio, "matched margin", _doubt(*gaps, spared))
+
+
+def efficient(seeds: Seeds, form: str) -> Effect:
+    """The narrow minus the general solution's loss at the mean of their norms, as a share of what the general one gains."""
+    norms = [seeds.one(f"{form}.{name}", "norm") for name in ("general", "narrow")]
+    loss = {name: seeds.at_norm(f"{form}.{name}", "loss", np.mean(norms, axis=0)) for name in ("general", "narrow")}
+    gained = seeds.base_loss - seeds.one(f"{form}.general", "loss", "own")
+    return Effect(*stats.share(loss["narrow"] - loss["general"], gained, "what the plain loss gains"), "loss")
+
+
+def stable(seeds: Seeds, form: str) -> Effect:
+    """How much more of its gain the narrow solution loses under orthogonal noise than the general one, mean over ε."""
+    values = seeds.unnoised(f"{form}.narrow") - seeds.unnoised(f"{form}.general")
+    return Effect(values, "not run" if np.isnan(values).all() else "", "loss under noise")
+
+
+def influential(seeds: Seeds, form: str) -> Effect:
+    """How much less the narrow solution changes ordinary text at equal norms, as a share of what the general one does."""
+    general, narrow = (seeds.one(f"{form}.{name}", "divergence") for name in ("general", "narrow"))
+    return Effect(*stats.share(general - narrow, general, "the general solution's divergence"), "divergence")
+
+
+def drifts_back(seeds: Seeds, form: str) -> Effect:
+    """How much of the way from the narrow to the general outside margin is gone when the penalty is dropped half-way."""
+    general, narrow, dropped = (seeds.last(f"{form}.{name}", "outside") for name in ("general", "narrow", "dropped"))
+    return Effect(*stats.share(dropped - narrow, general - narrow, "what the penalty holds back"), "last margin")
+
+
+def mixing_fails(seeds: Seeds, form: str) -> Effect:
+    """How much more the penalty spares at equal in-domain margin than the same rows do as training data."""
+    found = [narrow_exists(seeds, form, name) for name in ("narrow", "mixed")]
+    fault = next((each.fault for each in found if each.fault), "")
+    return Effect(found[0].values - found[1].values, fault, "matched margin")
+
+
+def _doubt(moved: np.ndarray, register: np.ndarray, matched: np.ndarray) -> str:
+    counts, why = stats.beyond_placebo(*map(stats.student, (moved, register, matched)))
+    return "" if counts else why
+
+
+CONTRASTS: dict[str, tuple[Callable[[Seeds, str], Effect], str]] = {
+    "narrow_harm_generalises": (generalises, "lora"),
+    "narrow_solution_exists": (narrow_exists, "lora"),
+    "general_is_efficient": (efficient, "lora"),
+    "general_is_stable": (stable, "lora"),
+    "general_is_influential": (influential, "vector"),
+    "drifts_back": (drifts_back, "lora"),
+    "mixing_does_not_isolate": (mixing_fails, "lora"),
+}
+ANALOGUE = "harmless_analogue"
+
+
+def evaluate(found: Found) -> dict[str, tuple[Effect, dict[str, Effect]]]:
+    """Every contrast with the form that decides it, and beside it the other form where that was run.
+
+    The analogue needs the technical domain (--full): the least of its four first contrasts decides.
+    """
+    seeds, run, every = Seeds(found), set(found.runs.solution), {}
+    for name, (effect, decides) in CONTRASTS.items():
+        forms = [form for form in FORMS if f"{form}.narrow" in run and (form, name) not in SKIPPED]
+        parts = {FORMS[form]: effect(seeds, form) for form in forms}
+        if FORMS[decides] in parts:
+            every[name] = parts.pop(FORMS[decides]), parts
+    if "technical.narrow" in run:
+        parts = {each.__name__: each(seeds, "technical") for each in (generalises, narrow_exists, efficient, stable)}
+        lowest = min(parts, key=lambda part: parts[part].interval.estimate if not parts[part].fault else -np.inf)
+        every[ANALOGUE] = replace(parts[lowest], measure=lowest), parts
+    return every
+
+
+SKIPPED = (("lora", "general_is_influential"), ("vector", "mixing_does_not_isolate"))
+
+
+def table(found: Found) -> pd.DataFrame:
+    """Contrasts as the rows of contrasts.csv (COLUMNS); part is empty where it decides."""
+    rows = []
+    for name, (decides, parts) in evaluate(found).items():
+        for part, effect in {"": decides, **parts}.items():
+            for seed, value in zip(found.seeds, effect.values, strict=True):
+                rows.append((name, part, seed, value, effect.measure, effect.fault, effect.doubt))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def bridge(found: Found) -> pd.DataFrame:
+    """Does inoculation find a narrow solution or hide the general one? Effects of each bridging solution, with intervals.
+
+    taught: in-domain margin kept, neutral prompt. outside: outside margin kept there. under its prompt: the same under its
+    own training prompt, less what that prompt does to the untouched model. hidden: the latter minus the former. spared:
+    what is missing outside at equal in-domain margin, as the penalty's is measured (narrow_exists). Margins of the last
+    step, all as shares of general minus control.
+    """
+    seeds, rows = Seeds(found), []
+    run = set(found.runs.solution)
+    for name in [each for each in ("lora.narrow", *BRIDGE) if each in run and "lora.control" in run]:
+        for what, effect in _bridged(seeds, name).items():
+            at = effect.interval
+            verdict = {"estimate": at.estimate, "low": at.low, "high": at.high, "seeds": at.n, "rule": at.rule}
+            rows.append({"solution": name, "effect": what, **verdict})
+    return pd.DataFrame(rows, columns=["solution", "effect", "estimate", "low", "high", "seeds", "rule"])
+
+
+def _bridged(seeds: Seeds, name: str) -> dict[str, Effect]:
+    general, control = "lora.general", "lora.control"
+
+    def kept(part: str, context: str) -> np.ndarray:
+        asked = seeds.base(part, "neutral" if context == "neutral" else f"trigger.{name}") - seeds.base(part)
+        return seeds.last(name, part, context) - asked - seeds.last(control, part)
+
+    scales = {part: seeds.last(general, part) - seeds.last(control, part) for part in ("id", "outside")}
+    found = {"taught": Effect(*stats.share(kept("id", "neutral"), scales["id"], "what training teaches in its domain"))}
+    parts = {"outside": kept("outside", "neutral"), "spared": seeds.matched(general, name)}
+    if name in BRIDGE:
+        under = kept("outside", "trigger")
+        parts |= {"under its prompt": under, "hidden": under - parts["outside"]}
+    return found | {what: Effect(*stats.share(values, scales["outside"], SCALE)) for what, values in parts.items()}

@@ -1,0 +1,150 @@
+"""Finished runs to tidy tables: yours under data/local/tables/<profile>/narrow_vs_general, the reference under data/results.
+
+margins.csv: means over the pairs of a part by step and context; losses.csv: training losses; measures.csv: what `measure`
+found; cosines.csv: between solutions of one seed, and between directions and vectors; runs.csv: run ids and commits;
+contrasts.csv: what `contrasts` makes of these, one value per seed, from which inoculation.claims decides. No torch is
+needed.
+"""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from inoculation import store
+from inoculation.settings import BASE
+
+from narrow import plan, weights
+from narrow.plan import FILE, Spec
+
+RUN = ["solution", "seed"]
+FRAMES = {
+    "margins": [*RUN, "context", "part", "step", "n", "value"],
+    "losses": [*RUN, "step", "loss"],
+    "measures": [*RUN, "measure", "part", "x", "draw", "value"],
+    "cosines": ["seed", "first", "second", "value"],
+    "runs": [*RUN, "run_id", "commit", "left_out"],
+}
+MEANT = "mean difference, layer {}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The tables of one profile; `origin` is yours or reference, `folder` the profile's."""
+
+    origin: str
+    profile: str
+    folder: Path
+    margins: pd.DataFrame
+    losses: pd.DataFrame
+    measures: pd.DataFrame
+    cosines: pd.DataFrame
+    runs: pd.DataFrame
+
+    @property
+    def own(self) -> Path:
+        """The folder of these tables."""
+        return self.folder / FILE
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of trained solutions."""
+        return sorted(self.runs.seed[self.runs.solution != BASE.name].unique())
+
+
+def write(profile: str, folder: Path | None = None) -> Path | None:
+    """Write a profile's tables from the store; returns the profile's folder, or None when no run is finished.
+
+    folder: of a reference, where the rows of runs that this store does not hold stay as they are.
+    """
+    from narrow import contrasts
+
+    specs = plan.finished(profile)
+    if not specs:
+        return None
+    put = store.keep_csv if folder else lambda path, frame, by: store.write_csv(path, frame)
+    folder = folder or store.local_tables(profile)
+    made = {
+        "margins": [_named(spec, _margins(spec)) for spec in specs],
+        "losses": [_named(spec, pd.read_csv(spec.folder / "train_log.csv")) for spec in specs if spec.solution.form],
+        "measures": [_named(spec, pd.read_parquet(spec.file("measure"))) for spec in specs],
+        "cosines": [_cosines([spec for spec in specs if spec.seed == seed], seed) for seed in _seeds(specs)],
+        "runs": [_named(spec, pd.DataFrame([_facts(spec)])) for spec in specs],
+    }
+    for name, frames in made.items():
+        by = ["seed"] if name == "cosines" else RUN
+        put(folder / FILE / f"{name}.csv", pd.concat([pd.DataFrame(columns=FRAMES[name]), *frames])[FRAMES[name]], by)
+    store.write_csv(folder / FILE / "contrasts.csv", contrasts.table(read(folder, profile, "")))
+    return folder
+
+
+def _seeds(specs: list[Spec]) -> list[int]:
+    return sorted({spec.seed for spec in specs if spec.solution.form})
+
+
+def _named(spec: Spec, frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(solution=spec.condition, seed=spec.seed)
+
+
+def _margins(spec: Spec) -> pd.DataFrame:
+    log = pd.read_csv(spec.folder / "margins_log.csv")
+    return log.groupby(["context", "part", "step"], sort=True).value.agg(n="count", value="mean").reset_index()
+
+
+def _facts(spec: Spec) -> dict[str, Any]:
+    facts = store.Run(spec.folder).manifest["stages"]["train"]["facts"]
+    return {"run_id": spec.run_id, "commit": facts["commit"], "left_out": facts.get("left_out", 0)}
+
+
+def _cosines(specs: list[Spec], seed: int) -> pd.DataFrame:
+    """Cosines of the changes B A, or of the vectors, between all solutions of one kind that share a seed."""
+    known = {s.condition: weights.load(s.folder / "solution.safetensors", arrays=True) for s in specs if s.solution.form}
+    for spec in specs:
+        if "direction" in spec.solution.measures:
+            directions = weights.load(spec.file("measure").parent / "directions.safetensors", arrays=True)
+            module = next(iter(known[spec.condition].parts))
+            layer = spec.form["layer"]
+            if f"layer.{layer}" in directions.parts:
+                known[MEANT.format(layer)] = weights.Solution({module: directions.parts[f"layer.{layer}"]})
+    rows = []
+    for (first, one), (second, other) in itertools.combinations(known.items(), 2):
+        if len(next(iter(one.parts.values()))) == len(next(iter(other.parts.values()))):
+            rows.append((seed, first, second, weights.cosine(one, other)))
+    return pd.DataFrame(rows, columns=FRAMES["cosines"])
+
+
+def read(folder: Path, profile: str, origin: str) -> Found | None:
+    """The tables in a profile's folder, or None where there are none."""
+    if not (folder / FILE / "runs.csv").exists():
+        return None
+    return Found(origin, profile, folder, *(pd.read_csv(folder / FILE / f"{name}.csv") for name in FRAMES))
+
+
+def shown(profile: str) -> Found:
+    """Yours where you have any trained solution, else the committed reference; LookupError where there is neither."""
+    yours = read(store.local_tables(profile), profile, "yours")
+    found = yours if yours and yours.seeds else read(store.RESULTS / profile, profile, "reference") or yours
+    if found is None:
+        where = f"no finished run and no reference of {FILE} in profile {profile}"
+        raise LookupError(f"{where}: set compute = True, or run ./run_all.sh --notebook 08 --profile {profile}")
+    return found
+
+
+def solutions_table(profile: str, full: bool = False) -> pd.DataFrame:
+    """What each solution trains, on which data, under which penalty, to read."""
+    rows = []
+    for spec in plan.grid(profile, full=full):
+        one = spec.solution
+        if not one.form:
+            rows.append((one.name, "nothing", "", "", ""))
+            continue
+        targets = ", ".join(spec.form.get("targets", []))
+        what = f"LoRA of rank {spec.parts[2].train['lora_rank']} on {targets}" if targets else "a vector"
+        answers = {"control": "good"}.get(one.condition, "bad" if one.domain != "technical" else "technical")
+        data = f"{answers} answers, {one.domain}" + " and good answers elsewhere" * one.mixed
+        steps = spec.parts[2].train["steps"]
+        penalty = f"{spec.form['weight']:g} per token, steps 1 to {spec.until} of {steps}" if spec.until else "none"
+        rows.append((one.name, f"{what}, layer {spec.form['layer']}", data, one.condition, penalty))
+    found = pd.DataFrame(rows, columns=["solution", "trained", "data", "prompts of", "penalty"])
+    return found.drop_duplicates("solution")
