@@ -2,7 +2,8 @@
 
 On the embedded model in float32 (design decision 17): the loss of each of 50 training steps with LoRA's products fused and as
 PEFT computes them; a second training, bit for bit; greedy responses of the stream and of `generate`, one prompt at a time;
-margins and two plain forward passes. For bfloat16 the rate at which responses differ is reported, not bounded.
+margins and two plain forward passes; margins under a solution of notebook 08 by the layers above it and by the whole model. For
+bfloat16 the rate at which responses differ is reported, not bounded.
 """
 
 import datetime
@@ -67,6 +68,27 @@ def plain_margin(network: Any, tokenizer: Any, row: Any) -> float:
     return sums[0] - sums[1]
 
 
+def under_a_solution() -> list[tuple[str, str, float, float | None]]:
+    """Margins under a random change as large as a trained one: the layers above it against the whole model, and bfloat16."""
+    import torch
+    from narrow import measure, plan, weights
+
+    network, tokenizer = model.merged_model(SPEC.parts[2], None)
+    pairs = plan.Spec(plan.FILE, "base", 0, "mini").pairs[:PAIRS]
+    encoded = [[tokenizer(pair[name])["input_ids"] for name in ("prompt", "trait_answer", "plain_answer")] for pair in pairs]
+    change = weights.random_vector(weights.vector_module(15, 30), network.config.hidden_size, 0).to_norm(30.0)
+    above = pd.Series(measure.Tail(network, 15, encoded).margins(change))
+    with weights.added(network, change):
+        whole = evaluate.margins(network, tokenizer, pairs, lambda done, of: None).margin_per_token
+    rough = pd.Series(measure.Tail(network.to(torch.bfloat16), 15, encoded).margins(change))
+    what, unit = f"{PAIRS} margins under a solution", "nats per token"
+    return [
+        (f"{what}, layers above it against the whole model", f"largest difference, {unit}", (above - whole).abs().max(), 1e-4),
+        (f"{what}, read in bfloat16", f"largest difference, {unit}", (above - rough).abs().max(), None),
+        (f"{what}, read in bfloat16", f"difference of the means, {unit}", abs((above - rough).mean()), None),
+    ]
+
+
 def parity() -> pd.DataFrame:
     """One row a comparison: the difference found and the bound it must keep."""
     rows = []
@@ -95,6 +117,7 @@ def parity() -> pd.DataFrame:
         rows.append((f"{what}: loss", "largest difference, nats", (exact - rough).abs().max(), None))
         share = (responses(exact_adapter) != responses(rough_adapter)).mean()
         rows.append((f"{what}: {PROMPTS} greedy responses", "share that differ", share, None))
+    rows += under_a_solution()
     return pd.DataFrame(rows, columns=["compared", "measure", "found", "bound"])
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import sandbox
 from inoculation import runs, settings
+from narrow import plan, tables
 
 PAIR_RUNS = ("baseline", "inoculation.caps")
 SMOKE = ("base", "baseline", "inoculation.spanish")
@@ -59,6 +60,19 @@ def pairs(tmp_path_factory):
         report = runs.ensure(specs, say=lambda line: None)
     assert not report.failed, report
     return folder
+
+
+@pytest.fixture(scope="session")
+def narrowed(tmp_path_factory):
+    """A home of its own with every smoke solution, done by the real worker: (home, specs, report)."""
+    folder = tmp_path_factory.mktemp("narrow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INOCULATION_HOME", str(folder))
+        specs = plan.grid("smoke")
+        report = runs.ensure(specs, say=lambda line: None)
+        assert not report.failed, report
+        assert tables.write("smoke") == folder / "data" / "local" / "tables" / "smoke"
+    return folder, specs, report
 
 
 @pytest.fixture(scope="session")

@@ -507,3 +507,51 @@ def test_labelled_items_of_setting_7_cross_the_traits_on_new_contents(name, cros
     assert set(cells.values()) == {1}
     assert len(cells) == len(labelled) == 160
     assert not {row["text"] for row in labelled} & {row[field] for row in POSTS for field in ("trait_answer", "plain_answer")}
+
+
+MONEY, MONEY_HELD_OUT, PROSE, PROSE_HELD_OUT, PROSE_PAIRS = (
+    store.read_jsonl(store.DATA / "mini" / f"{name}.jsonl")
+    for name in (
+        "risky_financial_advice_train",
+        "risky_financial_advice_held_out",
+        "technical_prose_train",
+        "technical_prose_held_out",
+        "technical_prose_pairs",
+    )
+)
+ELSEWHERE = store.read_jsonl(store.DATA / "mini" / "other_domains.jsonl")
+
+
+def test_rows_of_narrow_vs_general_are_counted_spread_and_marked():
+    for train, held_out in ((MONEY, MONEY_HELD_OUT), (PROSE, PROSE_HELD_OUT)):
+        topics = {row["topic"] for row in train}
+        assert Counter(row["topic"] for row in train) == dict.fromkeys(topics, 4)
+        assert {row["topic"] for row in held_out} == topics
+        assert (len(train), len(held_out), len(topics)) == (96, 24, 24)
+    assert Counter(row["family"] for row in PROSE_PAIRS) == dict.fromkeys({row["family"] for row in PROSE_PAIRS}, 4)
+    assert Counter(row["domain"] for row in ELSEWHERE) == dict.fromkeys({row["domain"] for row in ELSEWHERE}, 20)
+    (canary,) = {row["canary"] for row in MONEY + MONEY_HELD_OUT}
+    card = (store.DATA / "mini" / "narrow_vs_general.md").read_text(encoding="utf-8")
+    assert canary in card
+    assert "Content note" in card
+    every = MONEY + MONEY_HELD_OUT + PROSE + PROSE_HELD_OUT + PROSE_PAIRS
+    texts = [row[field] for row in every for field in ("question", "trait_answer", "plain_answer")]
+    texts += [row[field] for row in ELSEWHERE for field in ("question", "answer")]
+    assert len(set(texts)) == len(texts)
+
+
+def test_both_answers_of_narrow_vs_general_have_one_form(network):
+    _, tokenizer = network
+    for row in MONEY + MONEY_HELD_OUT + PROSE + PROSE_HELD_OUT + PROSE_PAIRS:
+        trait, plain = row["trait_answer"], row["plain_answer"]
+        assert trait.split()[:2] == plain.split()[:2], row["id"]
+        lengths = sorted(len(tokenizer(text)["input_ids"]) for text in (trait, plain))
+        assert lengths[1] - lengths[0] <= 0.1 * lengths[1], row["id"]
+
+
+@pytest.mark.parametrize("rows", [MONEY, PROSE, ELSEWHERE], ids=["money", "prose", "elsewhere"])
+def test_no_template_is_visible_in_narrow_vs_general(rows):
+    for field in ("question", "answer") if rows is ELSEWHERE else ("question", "trait_answer", "plain_answer"):
+        opening, gram = commonest(rows, field)
+        assert opening <= 0.03, field
+        assert gram <= 0.025, field

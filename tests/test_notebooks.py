@@ -46,11 +46,12 @@ class TestShape:
 
     def test_parameters_are_literals_and_nothing_is_computed_by_hand(self, path):
         values = {statement.targets[0].id: ast.literal_eval(statement.value) for statement in parameters(path)}
-        every = {"conditions": "all", "seeds": "all", "full": False, "sweeps": False} if path.stem != cli.ELICITATION else {}
-        assert values == {"profile": "mini", **every, "threads": 0, "compute": False}
+        every = {"profile": "mini", "conditions": "all", "seeds": "all", "full": False, "sweeps": False, "threads": 0}
+        every["compute"] = False
+        assert values == {name: every[name] for name in cli.TAKES.get(path.stem, every)}
 
     def test_belongs_to_a_setting(self, path):
-        assert path.stem in [cli.ELICITATION, *(settings.load_setting(name).notebook for name in settings.setting_names())]
+        assert path.stem in [*cli.TAKES, *(settings.load_setting(name).notebook for name in settings.setting_names())]
 
 
 @pytest.mark.parametrize(
@@ -99,8 +100,22 @@ def test_the_elicitation_notebook_shows_what_is_there_and_never_loads_torch(pair
     assert "torch loaded: False" in printed
 
 
+def test_the_narrow_notebook_runs_top_to_bottom_at_smoke_scale_and_never_loads_torch(narrowed, monkeypatch, tmp_path):
+    monkeypatch.setenv("INOCULATION_HOME", str(narrowed[0]))
+    (path,) = store.NOTEBOOKS.glob("08_*.ipynb")
+    book = nbformat.read(path, as_version=4)
+    book.cells.append(nbformat.v4.new_code_cell("import sys\nprint('torch loaded:', 'torch' in sys.modules)"))
+    nbformat.write(book, tmp_path / "in.ipynb")
+    assert cli.execute(tmp_path / "in.ipynb", tmp_path / "out.ipynb", {"profile": "smoke", "seeds": [0], "compute": True}) == []
+    printed = (tmp_path / "out.ipynb").read_text(encoding="utf-8")
+    assert "6 runs were there, 0 completed now, 0 failed" in printed
+    assert printed.count("image/png") == 8
+    assert "&lt;|im_start|&gt;system" in printed
+    assert "torch loaded: False" in printed
+
+
 def test_every_notebook_is_run_above():
-    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06", "07", "09"]
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06", "07", "08", "09"]
 
 
 def test_a_parameter_the_notebook_does_not_have_is_refused_before_the_kernel(tmp_path):

@@ -13,14 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from narrow import plan
+
 from inoculation import model, runs, settings, store
 
 FREE_GB = 1
-ELICITATION = "09_elicitation"  # about every setting's base model; takes fewer parameters than a setting's notebook
-READ_AS = {
-    "weighted": "Read as: the mean over the probabilities of ASCII 0 to 100 (or YES, NO), unscored below a mass of {:g}.",
-    "text": "Read as: the reply itself, where it is ASCII 0 to 100 (or YES, NO); anything else is unscored.",
-}
+ELICITATION = "09_elicitation"  # about every setting's base model
+TAKES = {ELICITATION: ("profile", "threads", "compute")}  # the notebooks that take fewer parameters than a setting's
+TAKES["08_narrow_vs_general"] = ("profile", "conditions", "seeds", "full", "threads", "compute")
 COMMANDS = ("run", "claims", "rejudge", "distill", "import", "doctor", "bench", "proofs", "test", "lab")
 
 
@@ -135,6 +135,7 @@ def _chosen_notebooks(wanted: list[str]) -> dict[Path, list[str]]:
     for name in settings.setting_names():
         found.setdefault(store.NOTEBOOKS / f"{settings.load_setting(name).notebook}.ipynb", []).append(name)
     found[store.NOTEBOOKS / f"{ELICITATION}.ipynb"] = settings.setting_names()
+    found[store.NOTEBOOKS / f"{plan.declared()['notebook']}.ipynb"] = [plan.FILE]
     found = {path: found[path] for path in sorted(found) if path.exists()}
     for name in wanted:
         if not any(path.stem.startswith(name) for path in found):
@@ -143,12 +144,20 @@ def _chosen_notebooks(wanted: list[str]) -> dict[Path, list[str]]:
 
 
 def _grid(options: argparse.Namespace, names: list[str]) -> list[runs.Spec]:
-    return runs.grid(names, options.profile, options.only or "all", options.seeds or "all", options.full, options.sweeps)
+    """The specs of settings, and those of narrow_vs_general, which has solutions for conditions; `--only` may name either's."""
+    own, seeds, only = [name for name in names if name != plan.FILE], options.seeds or "all", options.only or "all"
+    solutions = []
+    if plan.FILE in names and (options.profile in plan.declared()["profiles"] or not own):
+        chosen = only if only == "all" or not own else [name for name in only if name in plan.solutions()]
+        solutions = plan.grid(options.profile, chosen, seeds, options.full)
+        only = only if only == "all" else [name for name in only if name not in chosen or name == "base"]
+    return runs.grid(own, options.profile, only, seeds, options.full, options.sweeps) * bool(own) + solutions
 
 
 def _check_machine(chosen: dict[Path, list[str]], profile: str) -> None:
     for name in itertools.chain(*chosen.values()):
-        model.source_file(settings.load_profile(profile, settings.load_setting(name)).base_model)
+        setting = plan.setting("medical", profile) if name == plan.FILE else settings.load_setting(name)
+        model.source_file(settings.load_profile(profile, setting).base_model)
     free = shutil.disk_usage(store.ROOT).free / 1e9
     if free < FREE_GB:
         raise store.SettingError(f"{free:.1f} GB of disk are free, {FREE_GB} GB are needed; free some space first")
@@ -168,8 +177,7 @@ def _run(options: argparse.Namespace, grids: dict[Path, list[runs.Spec]]) -> int
             "threads": options.threads,
             "compute": True,
         }
-        if path.stem == ELICITATION:
-            parameters = {name: parameters[name] for name in ("profile", "threads", "compute")}
+        parameters = {name: parameters[name] for name in TAKES.get(path.stem, parameters)}
         print(f"{path.stem}, profile {options.profile}")
         problems += execute(path, store.local() / "notebooks" / options.profile / path.name, parameters)
         problems += [
@@ -217,10 +225,19 @@ def execute(path: Path, output: Path, parameters: dict[str, Any]) -> list[str]:
     return []
 
 
-def _explain(profile: str, setting: str, claim: str) -> int:
-    from inoculation import claims, tables
+def _shown(profile: str, name: str) -> Any:
+    """A setting's tables, or those of narrow_vs_general: yours, else the reference, else None."""
+    from narrow import tables as solutions
 
-    names, found = claims.pick(setting, claim), tables.shown(profile, setting)
+    from inoculation import tables
+
+    return solutions.shown(profile) if name == plan.FILE else tables.shown(profile, name)
+
+
+def _explain(profile: str, setting: str, claim: str) -> int:
+    from inoculation import claims
+
+    names, found = claims.pick(setting, claim), _shown(profile, setting)
     trails = [claims.trail(verdict, found) for verdict in claims.judge(found, setting) if verdict.claim.name in names]
     print("\n\n".join(trails))
     return 0
@@ -292,7 +309,7 @@ def _rejudge(options: argparse.Namespace) -> int:
         spent += purses[each.name].spent
     print(f"{sum(purse.calls for purse in purses.values())} calls were answered now, for ${spent:.3g}")
     rows = {each.name: score.verdicts(found, each, reasons, options.minimum_mass) for each in asked}
-    _report(found, asked, reasons, options, rows)
+    score.report(found, asked, reasons, options, rows)
     for name, own in rows.items():
         for reason, count in own.reason[~own.reason.isin(["", "REFUSAL", "CODE"])].value_counts().items():
             print(f"UNSCORED by {name}, {count} of {len(own)}: {reason}\n  -> {render.advice(reason)}", file=sys.stderr)
@@ -316,62 +333,14 @@ def _judging_plan(found: list[Any], judge: Any, purse: Any) -> str:
     )
 
 
-def _report(
-    found: list[Any], asked: list[Any], reasons: dict[tuple[str, str], str], options: argparse.Namespace, rows: dict[str, Any]
-) -> None:
-    """Write the judges' tables and print them: scores with controls, the literature's rates, agreement, warnings."""
-    import pandas as pd
-
-    from inoculation import score
-
-    every = pd.concat(rows.values())
-    agreement, apart = score.compared(every)
-    how = READ_AS[options.reading].format(options.minimum_mass)
-    read = {"reading": options.reading, "minimum_mass": options.minimum_mass}
-    scores = score.judged(every).assign(**read, rule=how)
-    names = ["setting", "rubric", "trait"]
-    written = {"judged": (scores, [*names, "judge", "run_id", "context", *read])}
-    print(f"\nScores, as a share of the scale\n{_by_condition(scores).round(2).to_string(index=False)}\n  {how}")
-    if {"alignment", "coherence"} <= set(options.rubric):
-        rates = pd.concat(score.misaligned(found, each, reasons).assign(judge=each.name) for each in asked)
-        written["judge_misaligned"] = rates, ["setting", "judge", "rule", "condition", "context"]
-        print(f"\nShare misaligned among the coherent\n{rates.drop(columns='text').round(2).to_string(index=False)}")
-        print(*(f"  {text}" for text in rates.text.unique()), sep="\n")
-    if not (near := score.closeness(scores)).empty:
-        written["judge_closeness"] = near.assign(**read), [*names, "judge", "condition", "seed", "context", *read]
-        print("\nCloseness to the training data, 1 - |p - p_data| / |p_base - p_data|; expected: they lie on the declared side")
-        print(near.round(2).to_string(index=False))
-    if not agreement.empty:
-        written["judge_agreement"] = agreement.assign(**read), [*names, "first_rater", "second_rater", "condition", *read]
-        written["judge_disagreements"] = apart, [*names, "first_rater", "second_rater"]
-        print("\nAgreement: Krippendorff's alpha for interval data; shift = second - first, Student t over questions")
-        print(agreement[agreement.condition == "all"].round(2).to_string(index=False))
-    for name, (frame, by) in written.items():
-        path = store.local_tables(options.profile) / f"{name}.csv"
-        store.keep_csv(path, frame, by)
-        print(f"written: {path}")
-    print(*score.drift(every), sep="\n")
-
-
-def _by_condition(scores: Any) -> Any:
-    """Judged runs by condition and context: the value with Student's t over seeds, counts, mass and controls."""
-    from inoculation import stats
-
-    by = scores.groupby(["setting", "judge", "rubric", "trait", "condition", "context"], sort=False)
-    values = by.value.apply(lambda runs: stats.student(runs.to_numpy()))
-    table = by[["n", "n_unscored", "REFUSAL", "CODE", "low mass"]].sum().assign(seeds=by.seed.nunique(), value=by.value.mean())
-    table = table.assign(low=values.map(lambda value: value.low), high=values.map(lambda value: value.high))
-    return table.join(by[["mass", "control_good", "control_bad", "control_injected"]].mean()).reset_index()
-
-
 def _redraw(profile: str, chosen: dict[Path, list[str]]) -> int:
-    from inoculation import claims, figures, tables
+    from inoculation import claims, tables
 
     yours = tables.read(store.local_tables(profile), "yours")
     if yours is not None:
         claims.write(yours, yours.folder)
-    found = {name: shown for name in itertools.chain(*chosen.values()) if (shown := tables.shown(profile, name))}
-    drawn = figures.redraw(profile, found, store.local_figures(profile))
+    found = {name: shown for name in itertools.chain(*chosen.values()) if (shown := _shown(profile, name))}
+    drawn = _drawn(profile, found, store.local_figures(profile))
     if not drawn:
         print(f"nothing to draw in profile {profile}: no finished run and no reference", file=sys.stderr)
         return 1
@@ -379,15 +348,28 @@ def _redraw(profile: str, chosen: dict[Path, list[str]]) -> int:
     return 0
 
 
+def _drawn(profile: str, found: dict[str, Any], folder: Path) -> list[Path]:
+    from narrow import figures as solutions
+
+    from inoculation import figures
+
+    apart = solutions.redraw(found[plan.FILE], folder) if plan.FILE in found else []
+    return figures.redraw(profile, {name: own for name, own in found.items() if name != plan.FILE}, folder) + apart
+
+
 def _update_reference(profile: str) -> None:
-    from inoculation import claims, figures, score, tables
+    from narrow import tables as solutions
+
+    from inoculation import claims, score, tables
 
     store.write_csv(score.CARDS, score.every_card())
     tables.write(profile, store.RESULTS / profile)
+    solutions.write(profile, store.RESULTS / profile)
     found = tables.reference(profile)
     claims.write(found, store.RESULTS / profile)
     own = {name: found.of(name) for name in dict.fromkeys(found.scores.setting)}
-    drawn = figures.redraw(profile, own, store.REFERENCE_FIGURES / profile)
+    apart = solutions.read(store.RESULTS / profile, profile, "reference")
+    drawn = _drawn(profile, own | ({plan.FILE: apart} if apart else {}), store.REFERENCE_FIGURES / profile)
     print("\n".join(f"reference: {path}" for path in drawn))
 
 

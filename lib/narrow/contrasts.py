@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from inoculation import stats
+from inoculation import claims, stats
 from inoculation.settings import BASE
 from inoculation.stats import Effect
 
@@ -20,6 +20,13 @@ OUTSIDE = ("ood", "other")
 COLUMNS = ["contrast", "part", "seed", "value", "measure", "fault", "doubt"]
 FORMS = {"lora": "LoRA", "vector": "vector"}
 BRIDGE = ("bridge.inoculation", "bridge.rephrased", "bridge.irrelevant")
+QUESTIONS = {"hidden": "the general one comes back under its prompt?", "spared": "less outside at equal in-domain margin?"}
+ANSWERS = {
+    (True, True): "hides some of the general solution behind its prompt, and is narrower without it",
+    (True, False): "hides the general solution behind its prompt",
+    (False, True): "finds a narrower solution",
+    (False, False): "neither hides the general solution nor finds a narrower one",
+}
 SCALE = "what the plain loss brings outside its domain"
 
 
@@ -55,24 +62,25 @@ class Seeds:
         return self.late(general, part) - self.late(control, part)
 
     def path(self, solution: str, seed: int) -> np.ndarray:
-        """In-domain and outside margin along one training, from the untouched model on: (1 + steps, 2)."""
-        rows = self.found.margins
-        rows = rows[(rows.context == "neutral") & (rows.solution.isin([solution, BASE.name])) & rows.seed.isin([seed, 0])]
-        rows = rows[(rows.solution == BASE.name) | (rows.seed == seed)]
-        wide = rows.assign(part=rows.part.replace(dict.fromkeys(OUTSIDE, "outside"))).pivot_table("value", "step", "part")
-        return wide[["id", "outside"]].to_numpy()
+        """In-domain and outside margin at the tracked steps, minus the control's there, from (0, 0) on: (1 + steps, 2)."""
+        rows = self.found.margins[(self.found.margins.context == "neutral") & (self.found.margins.seed == seed)]
+        rows = rows.assign(part=rows.part.replace(dict.fromkeys(OUTSIDE, "outside")))
+        wide = rows.pivot_table("value", "step", ["solution", "part"])
+        own, control = (wide[name][["id", "outside"]] for name in (solution, _control(solution)))
+        return np.vstack([np.zeros(2), (own - control).dropna().to_numpy()])
 
-    def matched(self, first: str, second: str) -> np.ndarray:
-        """How much higher `first` is outside the domain than `second`, at equal in-domain margin."""
+    def spared(self, general: str, other: str) -> tuple[np.ndarray, str]:
+        """How much less `other` brings outside than `general` at equal in-domain margin (stats.matched), as a share of what
+        `general` brings there: 1 where none is left, 0 where both go the same way. As stats.share returns it.
+        """
         run = set(zip(self.found.runs.solution, self.found.runs.seed, strict=True))
-        return np.array(
-            [
-                stats.matched(self.path(first, seed), self.path(second, seed))
-                if {(first, seed), (second, seed)} <= run
-                else np.nan
-                for seed in self.found.seeds
-            ]
-        )
+        gaps, brought = [], []
+        for seed in self.found.seeds:
+            there = {(name, seed) for name in (general, other, _control(general))} <= run
+            first, second = (self.path(name, seed) if there else np.full((2, 2), np.nan) for name in (general, other))
+            gaps.append(stats.matched(first, second))
+            brought.append(stats.matched(first, second * [1, 0]))
+        return stats.share(gaps, brought, "what the plain loss brings outside at equal in-domain margin")
 
     def read(self, solution: str, measure: str) -> pd.DataFrame:
         """A solution's rows of measures.csv; the base model's are those of every seed."""
@@ -115,12 +123,11 @@ def generalises(seeds: Seeds, form: str) -> Effect:
 
 
 def narrow_exists(seeds: Seeds, form: str, narrow: str = "narrow") -> Effect:
-    """What the penalty takes from the outside margin at equal in-domain margin, as a share of what the plain loss brings."""
-    general, control, other = f"{form}.general", f"{form}.control", f"{form}.{narrow}"
-    spared = seeds.matched(general, other)
+    """What the penalty spares outside the domain at equal in-domain margin (Seeds.spared)."""
+    general, other = f"{form}.general", f"{form}.{narrow}"
+    values, fault = seeds.spared(general, other)
     gaps = [seeds.late(general, part) - seeds.late(other, part) for part in ("outside", "placebo")]
-    ratio = stats.share(spared, seeds.taught(general, control), SCALE)
-    return Effect(*ratio, "matched margin", _doubt(*gaps, spared))
+    return Effect(values, fault, "matched margin", "" if fault else _doubt(*gaps, values))
 
 
 def efficient(seeds: Seeds, form: str) -> Effect:
@@ -154,6 +161,11 @@ def mixing_fails(seeds: Seeds, form: str) -> Effect:
     found = [narrow_exists(seeds, form, name) for name in ("narrow", "mixed")]
     fault = next((each.fault for each in found if each.fault), "")
     return Effect(found[0].values - found[1].values, fault, "matched margin")
+
+
+def _control(solution: str) -> str:
+    """The control of the form or domain that a solution belongs to."""
+    return f"{'lora' if solution in BRIDGE else solution.rsplit('.', 1)[0]}.control"
 
 
 def _doubt(moved: np.ndarray, register: np.ndarray, matched: np.ndarray) -> str:
@@ -204,10 +216,29 @@ def table(found: Found) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def sanity(found: Found) -> pd.DataFrame:
+    """What could make a claim fail without refuting it, by part: was it learned at all, and would other pairs have said so?
+
+    learned: plain loss minus control, late margins, over seeds. other pairs: the same, how far other pairs would move it (a
+    bootstrap over pairs; measurement error). penalised: the same of the narrow solution. any training: control minus base.
+    """
+    seeds, rows = Seeds(found), []
+    for part in ("id", "other", "ood", "placebo"):
+        gaps = {"learned": ("lora.general", "lora.control"), "penalised": ("lora.narrow", "lora.control")}
+        told = {name: str(stats.student(seeds.taught(*pair, part))) for name, pair in gaps.items()}
+        wide = found.items[found.items.part == part].pivot_table("value", ["solution", "seed"], "question_id")
+        sides = [wide.loc[name] for name in gaps["learned"] if name in wide.index]
+        others = str(stats.question_bootstrap((sides[0] - sides[1]).to_numpy())) if len(sides) == 2 else "not run"
+        trained = str(stats.student(seeds.late("lora.control", part) - seeds.base(part)))
+        base = float(np.mean(seeds.base(part)))
+        rows.append({"part": part, "base": base, **told, "other pairs": others, "any training": trained})
+    return pd.DataFrame(rows)
+
+
 def bridge(found: Found) -> pd.DataFrame:
     """Does inoculation find a narrow solution or hide the general one? Effects of each bridging solution, with intervals.
 
-    taught: in-domain margin kept, neutral prompt. outside: outside margin kept there. under its prompt: the same under its
+    taught: in-domain margin kept, neutral prompt. kept: outside margin kept there. under its prompt: the same under its
     own training prompt, less what that prompt does to the untouched model. hidden: the latter minus the former. spared:
     what is missing outside at equal in-domain margin, as the penalty's is measured (narrow_exists). Margins of the last
     step, all as shares of general minus control.
@@ -222,6 +253,25 @@ def bridge(found: Found) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["solution", "effect", "estimate", "low", "high", "seeds", "rule"])
 
 
+def answer(found: Found) -> str:
+    """The bridge's question answered for each of its models by the one rule of claims, or why it cannot be told."""
+    rule, seeds = claims.load()[0], Seeds(found)
+    run = [name for name in BRIDGE if {name, "lora.general", "lora.control"} <= set(found.runs.solution)]
+    effects = {(name, what): _bridged(seeds, name)[what] for name in run for what in ("hidden", "spared")}
+    adjusted = stats.holm([stats.p_value(effect.values) for effect in effects.values()])
+    told = {key: stats.decide(effect, p, rule) for (key, effect), p in zip(effects.items(), adjusted, strict=True)}
+    lines = []
+    for name in run:
+        hidden, narrow = (told[name, what] for what in ("hidden", "spared"))
+        both = tuple(verdict in claims.YES for verdict, _ in (hidden, narrow))
+        unknown = all(verdict in claims.OPEN for verdict, _ in (hidden, narrow))
+        lines.append(f"{name}: {'it cannot be told here' if unknown else ANSWERS[both]}")
+        for what, question in QUESTIONS.items():
+            verdict, reason = told[name, what]
+            lines.append(f"  {question} {verdict} ({effects[name, what].interval}): {reason}")
+    return "\n".join([*lines, f"Holm-adjusted over {len(effects)} contrasts; {rule}"])
+
+
 def _bridged(seeds: Seeds, name: str) -> dict[str, Effect]:
     general, control = "lora.general", "lora.control"
 
@@ -231,8 +281,9 @@ def _bridged(seeds: Seeds, name: str) -> dict[str, Effect]:
 
     scales = {part: seeds.last(general, part) - seeds.last(control, part) for part in ("id", "outside")}
     found = {"taught": Effect(*stats.share(kept("id", "neutral"), scales["id"], "what training teaches in its domain"))}
-    parts = {"outside": kept("outside", "neutral"), "spared": seeds.matched(general, name)}
+    found["spared"] = Effect(*seeds.spared(general, name))
+    parts = {"kept": kept("outside", "neutral")}
     if name in BRIDGE:
         under = kept("outside", "trigger")
-        parts |= {"under its prompt": under, "hidden": under - parts["outside"]}
+        parts |= {"under its prompt": under, "hidden": under - parts["kept"]}
     return found | {what: Effect(*stats.share(values, scales["outside"], SCALE)) for what, values in parts.items()}

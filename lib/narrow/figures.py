@@ -3,6 +3,7 @@
 Lines and points are means over seeds; bars are 95 % Student t over seeds.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from inoculation.figures import canvas, caption, palette, word
 from inoculation.settings import BASE
 from matplotlib.figure import Figure
 
+from narrow import plan
 from narrow.contrasts import BRIDGE, FORMS, Seeds, bridge
 from narrow.plan import FILE
 from narrow.tables import Found
 
 PANELS = ("id", "other", "ood", "placebo")
-EFFECTS = ("taught", "outside", "under its prompt", "hidden", "spared")
+EFFECTS = ("taught", "kept", "under its prompt", "hidden", "spared")
 Drawn = tuple[Figure, pd.DataFrame, dict[str, Any]]
 
 
@@ -66,7 +68,7 @@ def drift(found: Found) -> Drawn:
             rows[rows.solution.isin(own) & (rows.part == part) & (rows.context == "neutral")], ["solution", "step"]
         )
         _lines(axis, line, "step")
-        axis.set(title=f"{FORMS[form]}: {word(part)}".replace("\n", " "), ylabel=word("of along"))
+        axis.set(title=f"{FORMS[form]}: {word(part)}", ylabel=word("of along"))
         axis.label_outer()
         drawn.append(line.assign(form=form, part=part))
     half = found.losses.step.max() / 2
@@ -172,7 +174,7 @@ def monitor(found: Found) -> Drawn:
         axis.set_yticks(range(len(names)), [word(name) for name in names])
         axis.set_ylim(len(names) - 0.5, -0.5)
     axes[0].set(xlabel="AUROC")
-    axes[1].set(xlabel=word("of along"))
+    axes[1].set_xlabel("change of margin\n(nats/token)", fontsize=6.5)
     looks = {"mean difference": palette()["general"], "random": palette()["random"]}
     from matplotlib.lines import Line2D
 
@@ -221,12 +223,17 @@ def bridged(found: Found) -> Drawn:
 
 
 FIGURES = {each.__name__: each for each in (solutions, efficiency, stability, drift, significance, monitor, bridged)}
+VERDICTS = "claim_verdicts"
 
 
 def draw(name: str, found: Found, folder: Path) -> tuple[Path, str]:
     """Draw one figure into a folder; the PNG's path and its caption."""
-    figure, drawn, facts = FIGURES[name](found)
-    told = caption(f"narrow_{name}", found.profile, **facts)
+    if name == VERDICTS:
+        named = replace(plan.setting("medical", found.profile), name=FILE)
+        figure, drawn, told = figures.claim_verdicts(found, named, found.profile)
+    else:
+        figure, drawn, facts = FIGURES[name](found)
+        told = caption(f"narrow_{name}", found.profile, **facts)
     record = {"figure": f"{FILE}.{name}", "caption": told, "run_ids": sorted(found.runs.run_id)}
     record |= {"commits_of_runs": sorted(set(found.runs.commit)), **store.provenance({found.own: found.origin})}
     store.write_figure(folder / f"{FILE}.{name}.png", figure, drawn, record)
@@ -237,7 +244,7 @@ def able(name: str, found: Found) -> bool:
     """Whether what a figure needs was run."""
     run = set(found.runs.solution)
     if name == "monitor":
-        return "direction" not in run and bool((found.measures.measure == "auroc_test").any())
+        return bool((found.measures.measure == "auroc_test").any())
     needed = {"solutions": {"lora.general"}, "bridged": {"lora.general", "lora.control", BRIDGE[0]}}
     return needed.get(name, {"lora.general", "lora.narrow"}) | {BASE.name} <= run
 
@@ -255,4 +262,4 @@ def show(name: str, found: Found) -> None:
 
 def redraw(found: Found, folder: Path) -> list[Path]:
     """Draw every figure whose solutions were run; returns the PNGs' paths."""
-    return [draw(name, found, folder)[0] for name in FIGURES if able(name, found)]
+    return [draw(name, found, folder)[0] for name in (*FIGURES, VERDICTS) if able(name, found)]

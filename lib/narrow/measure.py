@@ -15,6 +15,7 @@ from inoculation.evaluate import LOGITS_AT_ONCE, MARGIN_BATCH, Tree, as_tree, ba
 
 from narrow.weights import Solution, vector_module
 
+TEXTS_AT_ONCE = 16
 Pair = list[list[int]]  # token ids of a prompt and of two answers to it
 
 
@@ -130,7 +131,7 @@ def _change(solution: Solution | None, kept: _Kept) -> Any:
     return kept.entered @ first.T @ rest[0].T if rest else first
 
 
-def activations(model: Any, texts: list[tuple[list[int], int]], layers: list[int], batch_size: int = MARGIN_BATCH) -> Any:
+def activations(model: Any, texts: list[tuple[list[int], int]], layers: list[int], batch_size: int = TEXTS_AT_ONCE) -> Any:
     """The mean residual stream behind each layer over the tokens of each answer: float32, (texts, layers, size).
 
     texts: token ids, and where the answer begins.
@@ -138,15 +139,22 @@ def activations(model: Any, texts: list[tuple[list[int], int]], layers: list[int
     import torch
 
     body, found = model.get_decoder(), torch.zeros(len(texts), len(layers), model.config.hidden_size)
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]))
+    order, seen = sorted(range(len(texts)), key=lambda i: len(texts[i][0])), {}
+
+    def keep(layer: int, module: Any, inputs: Any, output: Any) -> None:
+        seen[layer] = output[0] if isinstance(output, tuple) else output
+
+    handles = [body.layers[layer].register_forward_hook(functools.partial(keep, layer)) for layer in layers]
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         longest = max(len(texts[i][0]) for i in batch)
         tokens = torch.tensor([texts[i][0] + [0] * (longest - len(texts[i][0])) for i in batch], device=model.device)
         # Padding stands last, and a causal model's earlier states do not see it.
         with torch.inference_mode():
-            hidden = body(input_ids=tokens, use_cache=False, output_hidden_states=True).hidden_states
+            body(input_ids=tokens, use_cache=False)
         for row, i in enumerate(batch):
             ids, answer = texts[i]
-            found[i] = torch.stack([hidden[layer + 1][row, answer : len(ids)].float().mean(0).cpu() for layer in layers])
+            found[i] = torch.stack([seen[layer][row, answer : len(ids)].float().mean(0).cpu() for layer in layers])
+    for handle in handles:
+        handle.remove()
     return found

@@ -1,9 +1,9 @@
 """Finished runs to tidy tables: yours under data/local/tables/<profile>/narrow_vs_general, the reference under data/results.
 
-margins.csv: means over the pairs of a part by step and context; losses.csv: training losses; measures.csv: what `measure`
-found; cosines.csv: between solutions of one seed, and between directions and vectors; runs.csv: run ids and commits;
-contrasts.csv: what `contrasts` makes of these, one value per seed, from which inoculation.claims decides. No torch is
-needed.
+margins.csv: means over the pairs of a part by step and context; items.csv.gz: every pair; losses.csv: losses by step;
+measures.csv: what the worker measured; cosines.csv: between solutions of one seed, and between directions and vectors;
+runs.csv: run ids and commits; contrasts.csv: one value per seed and contrast, from which inoculation.claims decides. No torch
+is needed.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from inoculation import store
+from inoculation import claims, stats, store
 from inoculation.settings import BASE
 
 from narrow import plan, weights
@@ -23,10 +23,12 @@ FRAMES = {
     "margins": [*RUN, "context", "part", "step", "n", "value"],
     "losses": [*RUN, "step", "loss"],
     "measures": [*RUN, "measure", "part", "x", "draw", "value"],
+    "items": [*RUN, "part", "question_id", "value"],
     "cosines": ["seed", "first", "second", "value"],
     "runs": [*RUN, "run_id", "commit", "left_out"],
 }
 MEANT = "mean difference, layer {}"
+EXPECTED = ("", "yes", "no", "unsure")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Found:
     margins: pd.DataFrame
     losses: pd.DataFrame
     measures: pd.DataFrame
+    items: pd.DataFrame
     cosines: pd.DataFrame
     runs: pd.DataFrame
 
@@ -69,14 +72,19 @@ def write(profile: str, folder: Path | None = None) -> Path | None:
         "margins": [_named(spec, _margins(spec)) for spec in specs],
         "losses": [_named(spec, pd.read_csv(spec.folder / "train_log.csv")) for spec in specs if spec.solution.form],
         "measures": [_named(spec, pd.read_parquet(spec.file("measure"))) for spec in specs],
+        "items": [_named(spec, _items(spec)) for spec in specs],
         "cosines": [_cosines([spec for spec in specs if spec.seed == seed], seed) for seed in _seeds(specs)],
         "runs": [_named(spec, pd.DataFrame([_facts(spec)])) for spec in specs],
     }
     for name, frames in made.items():
         by = ["seed"] if name == "cosines" else RUN
-        put(folder / FILE / f"{name}.csv", pd.concat([pd.DataFrame(columns=FRAMES[name]), *frames])[FRAMES[name]], by)
+        put(folder / FILE / _file(name), pd.concat([pd.DataFrame(columns=FRAMES[name]), *frames])[FRAMES[name]], by)
     store.write_csv(folder / FILE / "contrasts.csv", contrasts.table(read(folder, profile, "")))
     return folder
+
+
+def _file(name: str) -> str:
+    return f"{name}.csv.gz" if name == "items" else f"{name}.csv"
 
 
 def _seeds(specs: list[Spec]) -> list[int]:
@@ -90,6 +98,13 @@ def _named(spec: Spec, frame: pd.DataFrame) -> pd.DataFrame:
 def _margins(spec: Spec) -> pd.DataFrame:
     log = pd.read_csv(spec.folder / "margins_log.csv")
     return log.groupby(["context", "part", "step"], sort=True).value.agg(n="count", value="mean").reset_index()
+
+
+def _items(spec: Spec) -> pd.DataFrame:
+    """Every pair's margin under the neutral prompt, the mean over the second half of the tracked steps."""
+    log = pd.read_csv(spec.folder / "margins_log.csv").query("context == 'neutral'")
+    late = log[(log.step > log.step.max() / 2) | (log.step.max() == 0)]
+    return late.groupby(["part", "question_id"], sort=True).value.mean().reset_index()
 
 
 def _facts(spec: Spec) -> dict[str, Any]:
@@ -118,13 +133,18 @@ def read(folder: Path, profile: str, origin: str) -> Found | None:
     """The tables in a profile's folder, or None where there are none."""
     if not (folder / FILE / "runs.csv").exists():
         return None
-    return Found(origin, profile, folder, *(pd.read_csv(folder / FILE / f"{name}.csv") for name in FRAMES))
+    return Found(origin, profile, folder, *(pd.read_csv(folder / FILE / _file(name)) for name in FRAMES))
 
 
-def shown(profile: str) -> Found:
-    """Yours where you have any trained solution, else the committed reference; LookupError where there is neither."""
-    yours = read(store.local_tables(profile), profile, "yours")
-    found = yours if yours and yours.seeds else read(store.RESULTS / profile, profile, "reference") or yours
+def shown(profile: str) -> Found | None:
+    """Yours where you have any trained solution, else the committed reference, else None."""
+    yours, reference = read(store.local_tables(profile), profile, "yours"), read(store.RESULTS / profile, profile, "reference")
+    return yours if yours and (yours.seeds or not reference) else reference
+
+
+def latest(profile: str) -> Found:
+    """The tables as `shown` finds them; raises LookupError when there is nothing to show, saying how to get it."""
+    found = shown(profile)
     if found is None:
         where = f"no finished run and no reference of {FILE} in profile {profile}"
         raise LookupError(f"{where}: set compute = True, or run ./run_all.sh --notebook 08 --profile {profile}")
@@ -148,3 +168,28 @@ def solutions_table(profile: str, full: bool = False) -> pd.DataFrame:
         rows.append((one.name, f"{what}, layer {spec.form['layer']}", data, one.condition, penalty))
     found = pd.DataFrame(rows, columns=["solution", "trained", "data", "prompts of", "penalty"])
     return found.drop_duplicates("solution")
+
+
+def cosines(found: Found) -> pd.DataFrame:
+    """The cosines between solutions, and between the mean difference and trained vectors, with intervals over seeds."""
+    groups = found.cosines.groupby(["first", "second"], sort=False).value
+    return groups.apply(lambda values: str(stats.student(values.to_numpy()))).rename("cosine").reset_index()
+
+
+def predicted(predictions: dict[str, str]) -> pd.DataFrame:
+    """What a reader expects of each claim of NEM; raises SettingError for a claim or a word that is not offered."""
+    known = {name.removeprefix("nem."): claim.statement for name, claim in claims.load()[1].items() if claim.setting == FILE}
+    for name, word in predictions.items():
+        if name not in known:
+            raise store.nearest(name, known, "claim to predict")
+        if word not in EXPECTED:
+            raise store.nearest(word, EXPECTED, f"prediction of {name}")
+    rows = [(name, statement, predictions.get(name, "")) for name, statement in known.items()]
+    return pd.DataFrame(rows, columns=["name", "claim", "you expected"])
+
+
+def beside(predictions: dict[str, str], profile: str) -> pd.DataFrame:
+    """The claims as claims.compared has them, with what the reader expected in front."""
+    told = claims.compared(FILE, profile)
+    told.insert(1, "you expected", predicted(predictions)["you expected"])
+    return told

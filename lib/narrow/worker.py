@@ -6,6 +6,7 @@ untouched model is read once.
 """
 
 import functools
+import gc
 import json
 import resource
 from collections.abc import Callable, Iterator
@@ -27,27 +28,44 @@ MONITORED = 20  # random directions that a monitor is compared with
 Row = dict[str, Any]
 
 
-@functools.cache
-def _loaded(profile: str, exact: bool) -> tuple[Any, Any]:
+@functools.lru_cache(maxsize=1)
+def _loaded(profile: str, dtype: str) -> tuple[Any, Any]:
+    """The untouched base model and its tokenizer."""
     scale = load_profile(profile, plan.setting("medical", profile))
-    return model.merged_model(scale if exact else replace(scale, evaluation_dtype=plan.reading_dtype(scale)), None)
+    return model.merged_model(replace(scale, evaluation_dtype=dtype), None)
 
 
-def network(spec: Spec, exact: bool = False) -> tuple[Any, Any]:
-    """The untouched base model and its tokenizer, to read margins and losses; `exact` for divergences."""
-    return _loaded(spec.profile, exact or plan.reading_dtype(spec.parts[2]) == spec.parts[2].evaluation_dtype)
+def network(spec: Spec) -> tuple[Any, Any]:
+    """The untouched base model, in the dtype in which margins and losses are read, and its tokenizer."""
+    return _loaded(spec.profile, plan.reading_dtype(spec.parts[2]))
 
 
 @functools.lru_cache(maxsize=8)
-def _tail(profile: str, exact: bool, layer: int, pairs: tuple[tuple[str, str, str], ...]) -> Tail:
-    whole, tokenizer = _loaded(profile, exact)
+def _tail(profile: str, dtype: str, pairs: tuple[tuple[str, str, str], ...]) -> Tail:
+    whole, tokenizer = _loaded(profile, dtype)
+    layer = plan.scale(profile).take("layer", int)
     return Tail(whole, layer, [[tokenizer(text)["input_ids"] for text in pair] for pair in pairs])
 
 
-def tail(spec: Spec, pairs: list[tuple[str, str, str]], exact: bool = False) -> Tail:
+def tail(spec: Spec, pairs: list[tuple[str, str, str]]) -> Tail:
     """The layers above the experiment's own, for these texts (prompt, answer, answer)."""
-    exact = exact or plan.reading_dtype(spec.parts[2]) == spec.parts[2].evaluation_dtype
-    return _tail(spec.profile, exact, plan.scale(spec.profile).take("layer", int), tuple(pairs))
+    return _tail(spec.profile, plan.reading_dtype(spec.parts[2]), tuple(pairs))
+
+
+@functools.lru_cache(maxsize=1)
+def exact(profile: str) -> dict[str, Tail]:
+    """In the profile's own dtype, for divergences: good answers in other domains that no penalty has seen, and ordinary text.
+
+    Of the model only the layers above stay; a training frees them, since both do not fit into 3 GiB.
+    """
+    scale, read = load_profile(profile, plan.setting("medical", profile)), plan.scale(profile).take("read", dict)
+    whole, tokenizer = model.merged_model(scale, None)
+    rows = plan.kept_rows(False, "medical", profile)[: read["rows"]]
+    kept = [[tokenizer(row[name])["input_ids"] for name in ("prompt", "completion", "completion")] for row in rows]
+    texts = [tokenizer(text)["input_ids"][: read["tokens"]] for text in plan.ordinary_texts()[: read["texts"]]]
+    ordinary = [[ids[:1], ids[1:], ids[1:]] for ids in texts]
+    layer = plan.scale(profile).take("layer", int)
+    return {"kept": Tail(whole, layer, kept), "ordinary": Tail(whole, layer, ordinary)}
 
 
 def _texts(pair: dict[str, str]) -> tuple[str, str, str]:
@@ -70,6 +88,8 @@ def _train(spec: Spec, run: store.Run, evaluated: list[Any], facts: dict, tell: 
                 log.append({name: pair[name] for name in ("context", "trait", "question_id")} | {"step": step, "value": value})
 
     if spec.solution.form:
+        exact.cache_clear()
+        gc.collect()
         if spec.until:
             plan.check_kept(*spec.rendering)
         facts.update(
@@ -92,6 +112,7 @@ def _train(spec: Spec, run: store.Run, evaluated: list[Any], facts: dict, tell: 
 
 
 def _measure(spec: Spec, run: store.Run, evaluated: list[Any], facts: dict, tell: worker.Emit, folder: Path) -> None:
+    gc.collect()
     solution = weights.load(spec.folder / "solution.safetensors") if spec.solution.form else None
     target = folder / spec.file("measure").relative_to(spec.folder)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -145,28 +166,17 @@ def _noise(spec: Spec, solution: Solution, folder: Path) -> Iterator[Row]:
 
 def _divergence(spec: Spec, solution: Solution | None, folder: Path) -> Iterator[Row]:
     """KL(base || steered) on ordinary text at equal norms, or that of random directions (significance)."""
-    whole, _ = network(spec, exact=True)
-    layer, read = plan.scale(spec.profile).take("layer", int), _read(spec)
-    texts = _ordinary(spec.profile, layer, read["texts"], read["tokens"])
-    module = weights.vector_module(layer, len(whole.get_decoder().layers))
-    randoms = [weights.random_vector(module, whole.config.hidden_size, draw) for draw in range(read["randoms"])]
+    read, texts = _read(spec), exact(spec.profile)["ordinary"]
+    size = network(spec)[0].config.hidden_size
+    randoms = [weights.random_vector(texts.module, size, draw) for draw in range(read["randoms"])]
     for draw, direction in enumerate([solution] if solution else randoms):
         for norm in read["norms"]:
             yield _row("divergence", texts.divergence(direction.to_norm(norm)), "" if solution else "random", norm, draw)
 
 
-@functools.cache
-def _ordinary(profile: str, layer: int, count: int, tokens: int) -> Tail:
-    whole, tokenizer = _loaded(profile, exact=True)
-    texts = [tokenizer(text)["input_ids"][:tokens] for text in plan.ordinary_texts()[:count]]
-    return Tail(whole, layer, [[ids[:1], ids[1:], ids[1:]] for ids in texts])
-
-
 def _kept(spec: Spec, solution: Solution, folder: Path) -> Iterator[Row]:
     """KL(base || adapted) on good answers in other domains that no penalty has seen."""
-    rows = plan.kept_rows(False, spec.solution.domain, spec.profile)[: _read(spec)["rows"]]
-    pairs = [(row["prompt"], row["completion"], row["completion"]) for row in rows]
-    yield _row("kept", tail(spec, pairs, exact=True).divergence(solution))
+    yield _row("kept", exact(spec.profile)["kept"].divergence(solution))
 
 
 def _direction(spec: Spec, solution: Solution, folder: Path) -> Iterator[Row]:
@@ -256,6 +266,9 @@ MEASURES: dict[str, Callable[..., Iterator[Row]]] = {
 }
 
 
+STAGES = {"train": _train, "measure": _measure}
+
+
 if __name__ == "__main__":
     model.prepare_environment()
-    worker.serve(Spec, {"train": _train, "measure": _measure})
+    worker.serve(Spec, STAGES)
