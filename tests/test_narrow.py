@@ -70,10 +70,10 @@ def test_the_tail_reads_what_the_whole_model_says_under_a_solution(base, kind):
 
     items, encoded = pairs_of(base, 5)
     module, draw = weights.vector_module(15, 30), torch.Generator().manual_seed(0)
-    one = weights.random_vector(module, 576, 0).to_norm(9.0)
+    one = weights.random_vector(module, 576, 0).to_norm(60.0)
     if kind == "lora":
         tensors = (torch.randn(4, 1536, generator=draw), torch.randn(576, 4, generator=draw))
-        one = weights.Solution({module: tensors}).to_norm(9.0)
+        one = weights.Solution({module: tensors}).to_norm(60.0)
     tail = measure.Tail(base[0], 15, encoded, batch_size=2)
     plain = margins(*base, items, lambda done, of: None).margin_per_token
     with weights.added(base[0], one):
@@ -110,15 +110,18 @@ def test_a_layer_that_the_model_does_not_have_is_one_line():
 
 @pytest.fixture(scope="module")
 def penalised(narrowed, tmp_path_factory):
-    """Two short trainings on two harmful rows, with and without a heavy penalty on one other row: divergences and solutions."""
+    """Two short trainings on two harmful rows, with and without a heavy penalty on another: solutions and divergences."""
     spec = Spec(FILE, "lora.narrow", 0, "smoke")
-    profile = dataclasses.replace(spec.parts[2], train={**spec.parts[2].train, "steps": 6, "warmup_steps": 0})
+    profile = dataclasses.replace(
+        spec.parts[2], train={**spec.parts[2].train, "steps": 8, "warmup_steps": 0, "learning_rate": 0.05}
+    )
     network, tokenizer = model.merged_model(profile, None)
-    rows, found = (spec.rows * 6)[:12], {}
+    rows, found = (spec.rows * 4)[:16], {}
     pair = [tokenizer(spec.kept[0][field])["input_ids"] for field in ("prompt", "completion")]
     tail = measure.Tail(network, 15, [[*pair, pair[1]]])
-    for weight, until in ((0.0, 0), (100.0, 6)):
-        given = (rows, spec.kept[:1], profile, {**spec.form, "weight": weight}, until, 0, tmp_path_factory.mktemp("penalised"))
+    for weight, until in ((0.0, 0), (100.0, 8)):
+        form, folder = {**spec.form, "weight": weight}, tmp_path_factory.mktemp("penalised")
+        given = (rows, spec.kept[:1], profile, form, until, 0, folder)
         last = {}
         train.train(*given, lambda done, of: None, lambda step, solution, last=last: last.update(solution=solution))
         found[weight] = last["solution"], tail.divergence(last["solution"])

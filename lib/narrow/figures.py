@@ -145,41 +145,33 @@ def significance(found: Found) -> Drawn:
     random = rows[rows.solution == BASE.name].assign(seed=lambda r: r.draw)
     drawn = pd.concat([trained, _over_seeds(random, ["x"]).assign(solution="random")])
     figure, axis = canvas(2.4)
+    axis.set(xscale="log", yscale="log", xlabel="norm of the vector", ylabel="divergence (nats/token)")
+    axis.set_title(figures.mark(found.profile))
     _lines(axis, drawn, "x")
-    axis.set(
-        xlabel="norm of the vector",
-        ylabel="divergence (nats/token)",
-        xscale="log",
-        yscale="log",
-        title=figures.mark(found.profile),
-    )
+    axis.set_xticks(sorted(drawn.x.unique()), [f"{norm:g}" for norm in sorted(drawn.x.unique())])
+    axis.minorticks_off()
     axis.legend()
     return figure, drawn, {"seeds": stats.in_words(trained.seeds), "randoms": random.draw.nunique()}
 
 
 def monitor(found: Found) -> Drawn:
-    """Left: AUROC of the projection on the mean difference, beside random directions. Right: steering and ablation."""
+    """Above: AUROC of the projection on the mean difference, beside random directions. Below: steering and ablation."""
     rows = found.measures[found.measures.solution == "lora.general"]
-    areas = rows[rows.measure.isin(["auroc_test", "auroc_placebo"])]
-    moved = _moved(rows)
-    figure, axes = canvas(2.4, 1, 2)
-    for axis, part, ends in zip(axes, (areas, moved), (0.5, 0.0), strict=True):
+    areas, moved = rows[rows.measure.isin(["auroc_test", "auroc_placebo"])], _moved(rows)
+    figure, axes = canvas(3.0, 2, 1, height_ratios=(2, 3))
+    for axis, part, none in zip(axes, (areas, moved), (0.5, 0.0), strict=True):
         names = list(dict.fromkeys(part.measure))
-        for row in part.itertuples():
-            place = names.index(row.measure) + 0.15 * (1 if row.part == "direction" else -1)
-            axis.plot(
-                row.value, place, "o", ms=2.5, color=palette()["general" if row.part == "direction" else "random"], alpha=0.6
-            )
-        axis.axvline(ends, color="k", lw=0.6)
+        for kind, side, label in (("direction", 0.15, "mean difference"), ("random", -0.15, "random")):
+            own = part[part.part == kind]
+            heights = [names.index(name) + side for name in own.measure]
+            colour = palette()["general" if kind == "direction" else "random"]
+            axis.plot(own.value, heights, "o", ms=2.5, color=colour, alpha=0.6, label=label)
+        axis.axvline(none, color="k", lw=0.6)
         axis.set_yticks(range(len(names)), [word(name) for name in names])
         axis.set_ylim(len(names) - 0.5, -0.5)
-    axes[0].set(xlabel="AUROC")
-    axes[1].set_xlabel("change of margin\n(nats/token)", fontsize=6.5)
-    looks = {"mean difference": palette()["general"], "random": palette()["random"]}
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], marker="o", ls="", ms=3, color=colour, label=name) for name, colour in looks.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, title=figures.mark(found.profile))
+    axes[0].set(xlabel="AUROC of the projection", xlim=(-0.02, 1.02))
+    axes[1].set(xlabel="change of the margin (nats/token)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, title=figures.mark(found.profile))
     layers = rows[rows.measure == "margin"].x.astype(int).value_counts()
     told = ", ".join(f"layer {layer} in {count // 2} of {len(found.seeds)} seeds" for layer, count in layers.items())
     return figure, pd.concat([areas, moved]), {"seeds": f"n = {len(found.seeds)} seeds, a point each.", "layers": told}

@@ -106,12 +106,14 @@ class Tail:
 
         total, count = 0.0, 0
         for (kept, hidden), base in zip(self.states(solution), self.base_states, strict=True):
-            rows, sources, _ = torch.tensor(kept.wanted, device=hidden.device).T
+            # The last token of an answer given twice has one source.
+            told = dict.fromkeys((row, source) for row, source, _ in kept.wanted)
+            rows, sources = torch.tensor(list(told), device=hidden.device).T
             parts = (states[rows, sources].split(LOGITS_AT_ONCE) for states in (base, hidden))
             for before, after in zip(*parts, strict=True):
                 with torch.inference_mode():
-                    told, adapted = (self.head(states).float().log_softmax(-1) for states in (before, after))
-                    total += float((told.exp() * (told - adapted)).sum())
+                    target, adapted = (self.head(states).float().log_softmax(-1) for states in (before, after))
+                    total += float((target.exp() * (target - adapted)).sum())
                 count += len(before)
         return total / count
 

@@ -206,7 +206,8 @@ class Spec(runs.Spec):
     def keys(self) -> dict[str, str]:
         """The key of every stage."""
         read = {**scale(self.profile).take("read", Block), "measures": self.solution.measures}
-        texts = [ordinary_texts()] if "divergence" in self.solution.measures else []
+        texts = [ordinary_texts() if "divergence" in self.solution.measures else (), kept_rows(False, *self.rendering)]
+        texts.append(taught_rows(*self.rendering))
         return {"train": self.run_id, "measure": store.digest([self.run_id, read, texts, MEASURE_VERSION])[:16]}
 
     def file(self, stage: str) -> Any:
@@ -228,6 +229,13 @@ def kept_rows(used: bool, domain: str, profile: str) -> list[dict[str, str]]:
         {**row, "prompt": render.ask(row["question"], one, one.neutral, template), "completion": row["answer"] + END_OF_TURN}
         for row in (rows[:first] if used else rows[first:])
     ]
+
+
+def taught_rows(domain: str, profile: str) -> list[dict[str, str]]:
+    """The held-out rows of a domain on which the loss is read."""
+    files = declared().take("domains", Block).take(domain, Block)
+    rows = store.read_jsonl(store.DATA / "mini" / files["id"])
+    return render.spread(rows, min(len(rows), scale(profile).take("read", Block).take("rows", int)))
 
 
 def part_rows(part: str, domain: str, profile: str) -> list[dict[str, str]]:

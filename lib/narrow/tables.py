@@ -114,14 +114,17 @@ def _facts(spec: Spec) -> dict[str, Any]:
 
 def _cosines(specs: list[Spec], seed: int) -> pd.DataFrame:
     """Cosines of the changes B A, or of the vectors, between all solutions of one kind that share a seed."""
+    from safetensors.numpy import load_file
+
     known = {s.condition: weights.load(s.folder / "solution.safetensors", arrays=True) for s in specs if s.solution.form}
     for spec in specs:
         if "direction" in spec.solution.measures:
-            directions = weights.load(spec.file("measure").parent / "directions.safetensors", arrays=True)
-            module = next(iter(known[spec.condition].parts))
-            layer = spec.form["layer"]
-            if f"layer.{layer}" in directions.parts:
-                known[MEANT.format(layer)] = weights.Solution({module: directions.parts[f"layer.{layer}"]})
+            directions = load_file(spec.file("measure").parent / "directions.safetensors")
+            (module,) = known[spec.condition].parts
+            known |= {
+                MEANT.format(layer): weights.vector(module, directions[f"layer.{layer}"])
+                for layer in plan.scale(spec.profile).take("read", dict)["layers"]
+            }
     rows = []
     for (first, one), (second, other) in itertools.combinations(known.items(), 2):
         if len(next(iter(one.parts.values()))) == len(next(iter(other.parts.values()))):

@@ -134,12 +134,7 @@ def _read(spec: Spec) -> dict[str, Any]:
 
 def _taught(spec: Spec) -> Tail:
     """What the data teach, on held-out rows of the domain under the neutral prompt."""
-    one, _, profile = spec.parts
-    files = plan.declared()["domains"][spec.solution.domain]
-    rows = render.spread(store.read_jsonl(store.DATA / "mini" / files["id"]), _read(spec)["rows"])
-    asked = [
-        (render.ask(row["question"], one, one.neutral, profile.template), row["trait_answer"] + END_OF_TURN) for row in rows
-    ]
+    asked = _asked(spec, plan.taught_rows(*spec.rendering), "trait_answer")
     return tail(spec, [(prompt, answer, answer) for prompt, answer in asked])
 
 
