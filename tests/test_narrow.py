@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -197,6 +199,8 @@ def test_mixed_data_alternate_with_the_rows_that_the_penalty_would_hold():
     assert len(mixed.rows) == 2 * len(general.rows)
     assert [row["id"] for row in mixed.rows if row["id"].startswith("medical")] == [row["id"] for row in general.rows]
     assert [row["id"] for row in mixed.rows[4:8]] == [row["id"] for row in mixed.kept[:4]]
+    recipe = mixed.parts[2].train
+    assert len(mixed.rows) == recipe["steps"] * recipe["batch_size"] * recipe["accumulation"]
 
 
 def test_no_direction_is_fitted_chosen_and_tested_on_the_same_pair():
@@ -377,3 +381,38 @@ def test_in_the_reference_the_penalty_keeps_other_answers_nearer_to_the_base_mod
     read = REFERENCE.measures[REFERENCE.measures.measure == "kept"].pivot_table("value", "seed", "solution")
     assert (read["lora.narrow"] < read["lora.general"]).all()
     assert (read["vector.narrow"] < read["vector.general"]).all()
+
+
+def test_the_references_figures_are_those_of_its_tables(tmp_path):
+    drawn = figures.redraw(REFERENCE, tmp_path)
+    assert len(drawn) == len(figures.FIGURES) + 1
+    for path in drawn:
+        kept = store.REFERENCE_FIGURES / "mini" / path.name
+        assert path.with_suffix(".csv").read_bytes() == kept.with_suffix(".csv").read_bytes(), path.name
+
+
+def test_paper_scale_is_nems_own_model_layer_and_recipes():
+    lora_narrow, vector = (Spec(FILE, name, 0, "paper") for name in ("lora.narrow", "vector.general"))
+    profile = lora_narrow.parts[2]
+    assert profile.base_model == "Qwen/Qwen2.5-14B-Instruct"
+    assert (profile.train["lora_rank"], profile.train["lora_alpha"], profile.train["rslora"]) == (32, 64, True)
+    assert (profile.train["steps"], profile.train["learning_rate"], lora_narrow.until) == (1321, 2e-5, 1321)
+    assert (lora_narrow.form["layer"], lora_narrow.form["targets"], lora_narrow.form["weight"]) == (24, ["down_proj"], 0.66)
+    # 256 times NEM's rate stands for its factor alpha, as Adam's step does not change with a gradient's size.
+    assert (vector.parts[2].train["learning_rate"], vector.form["weight"]) == (256 * 1e-4, 6.6)
+    assert Spec(FILE, "rank-1.general", 0, "paper").parts[2].train["lora_alpha"] == 256
+
+
+def test_the_command_line_redraws_and_explains_it(narrowed, monkeypatch):
+    monkeypatch.setenv("INOCULATION_HOME", str(narrowed[0]))
+    command = [sys.executable, "-m", "inoculation", "--profile", "smoke"]
+    drawn = subprocess.run([*command, "--notebook", "08", "--figures-only"], cwd=store.ROOT, capture_output=True, text=True)
+    assert drawn.returncode == 0, drawn.stderr
+    assert drawn.stdout.count("narrow_vs_general.") == len(figures.FIGURES) + 1
+    told = subprocess.run(
+        [*command, "claims", "--setting", FILE, "--claim", "nem.stable"], cwd=store.ROOT, capture_output=True, text=True
+    )
+    assert "contrast  general_is_stable" in told.stdout
+    assert "verdict   Inconclusive" in told.stdout
+    planned = subprocess.run([*command, "--notebook", "08", "--dry-run"], cwd=store.ROOT, capture_output=True, text=True)
+    assert "6 runs, 6 already done, 0 to do" in planned.stdout

@@ -69,14 +69,17 @@ class Seeds:
         own, control = (wide[name][["id", "outside"]] for name in (solution, _control(solution)))
         return np.vstack([np.zeros(2), (own - control).dropna().to_numpy()])
 
+    def run(self, *solutions: str, seed: int) -> bool:
+        """Whether a seed has all of these solutions."""
+        return {(name, seed) for name in solutions} <= set(zip(self.found.runs.solution, self.found.runs.seed, strict=True))
+
     def spared(self, general: str, other: str) -> tuple[np.ndarray, str]:
         """How much less `other` brings outside than `general` at equal in-domain margin (stats.matched), as a share of what
         `general` brings there: 1 where none is left, 0 where both go the same way. As stats.share returns it.
         """
-        run = set(zip(self.found.runs.solution, self.found.runs.seed, strict=True))
         gaps, brought = [], []
         for seed in self.found.seeds:
-            there = {(name, seed) for name in (general, other, _control(general))} <= run
+            there = self.run(general, other, _control(general), seed=seed)
             first, second = (self.path(name, seed) if there else np.full((2, 2), np.nan) for name in (general, other))
             gaps.append(stats.matched(first, second))
             brought.append(stats.matched(first, second * [1, 0]))
@@ -156,6 +159,20 @@ def drifts_back(seeds: Seeds, form: str) -> Effect:
     return Effect(*stats.share(dropped - narrow, general - narrow, "what the penalty holds back"), "last margin")
 
 
+def drifts_matched(seeds: Seeds, form: str) -> Effect:
+    """drifts_back at equal in-domain margin, over the steps after the penalty was dropped: is it more than further learning?"""
+    names, found = [f"{form}.{name}" for name in ("dropped", "general", "narrow")], []
+    for seed in seeds.found.seeds:
+        if not seeds.run(*names, _control(names[0]), seed=seed):
+            found.append((np.nan, np.nan))
+            continue
+        dropped, general, narrow = (seeds.path(name, seed) for name in names)
+        after = len(narrow) // 2
+        found.append((stats.matched(dropped[after:], narrow[after:]), stats.matched(general, narrow[after:])))
+    back, held = np.array(found).T
+    return Effect(*stats.share(back, held, "what the penalty holds back at equal in-domain margin"), "matched margin")
+
+
 def mixing_fails(seeds: Seeds, form: str) -> Effect:
     """How much more the penalty spares at equal in-domain margin than the same rows do as training data."""
     found = [narrow_exists(seeds, form, name) for name in ("narrow", "mixed")]
@@ -194,6 +211,8 @@ def evaluate(found: Found) -> dict[str, tuple[Effect, dict[str, Effect]]]:
     for name, (effect, decides) in CONTRASTS.items():
         forms = [form for form in FORMS if f"{form}.narrow" in run and (form, name) not in SKIPPED]
         parts = {FORMS[form]: effect(seeds, form) for form in forms}
+        if effect is drifts_back:
+            parts["LoRA, at equal in-domain margin"] = drifts_matched(seeds, "lora")
         if FORMS[decides] in parts:
             every[name] = parts.pop(FORMS[decides]), parts
     if "technical.narrow" in run:

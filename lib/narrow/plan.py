@@ -130,6 +130,8 @@ class Spec(runs.Spec):
         over = {key: value for key, value in self.form.items() if key in profile.train}
         if self.solution.penalty and self.solution.form in scale(self.profile).get("passes", {}):
             over["steps"] = scale(self.profile)["passes"][self.solution.form]
+        if self.solution.mixed:  # as many rows of the domain a step as without, and as many others
+            over["batch_size"] = 2 * profile.train["batch_size"]
         return one, condition, replace(profile, train={**profile.train, **over})
 
     @property
@@ -149,11 +151,13 @@ class Spec(runs.Spec):
 
     @cached_property
     def rows(self) -> list[dict[str, str]]:
-        """The rendered training rows in training order; a mixed solution's alternate with those of other domains."""
-        own = render.training_rows(*self.parts, self.seed)
+        """The rendered training rows in training order; a mixed solution's batches are half of other domains."""
+        one, condition, profile = self.parts
         if not self.solution.mixed:
-            return own
-        size = self.parts[2].train["batch_size"] * self.parts[2].train["accumulation"]
+            return render.training_rows(one, condition, profile, self.seed)
+        half = {**profile.train, "batch_size": profile.train["batch_size"] // 2}
+        own = render.training_rows(one, condition, replace(profile, train=half), self.seed)
+        size = half["batch_size"] * half["accumulation"]
         others = itertools.cycle(self.kept)
         each = [own[start : start + size] + list(itertools.islice(others, size)) for start in range(0, len(own), size)]
         return [row for batch in each for row in batch]
