@@ -287,7 +287,8 @@ def answer(found: Found) -> str:
         lines.append(f"{name}: {'it cannot be told here' if unknown else ANSWERS[both]}")
         for what, question in QUESTIONS.items():
             verdict, reason = told[name, what]
-            lines.append(f"  {question} {verdict} ({effects[name, what].interval}): {reason}")
+            interval = effects[name, what].interval
+            lines.append(f"  {question} {verdict}{f' ({interval})' * bool(interval.n)}: {reason}")
     return "\n".join([*lines, f"Holm-adjusted over {len(effects)} contrasts; {rule}"])
 
 
