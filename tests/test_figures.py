@@ -188,6 +188,9 @@ def test_a_figure_of_all_settings_takes_them_in_one_order(monkeypatch, tmp_path)
 def test_committed_figures_are_drawn_from_the_committed_tables(profile):
     for path in sorted((store.REFERENCE_FIGURES / profile).glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
-        assert record["inputs"] == {p.name: store.file_digest(p) for p in sorted((store.RESULTS / profile).iterdir())}
+        # An experiment of a package beside the library keeps its tables in a folder of its name.
+        apart = store.RESULTS / profile / path.name.split(".")[0]
+        inputs = [p for p in (apart if apart.is_dir() else store.RESULTS / profile).iterdir() if p.is_file()]
+        assert record["inputs"] == {p.name: store.file_digest(p) for p in inputs}
         assert path.with_suffix(".png").exists()
         assert path.with_suffix(".csv").exists()

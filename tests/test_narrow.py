@@ -349,7 +349,7 @@ def test_smoke_solutions_are_trained_measured_and_never_trained_again(narrowed, 
     assert 0.9 < cosines["lora.general", "lora.narrow"] <= 1.0001
     assert abs(cosines["vector.general", "mean difference, layer 15"]) < 1
     for spec in specs:
-        facts = store.Run(spec.folder).manifest["stages"]["measure"]["facts"]
+        facts = store.Run(spec.folder).manifest["stages"][runs.stage_name("measure", spec.keys["measure"])]["facts"]
         assert facts["peak_memory_mb"] < 3 * 1024
 
 
