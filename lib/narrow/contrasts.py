@@ -14,6 +14,7 @@ from inoculation import claims, stats
 from inoculation.settings import BASE
 from inoculation.stats import Effect
 
+from narrow import plan
 from narrow.tables import Found
 
 OUTSIDE = ("ood", "other")
@@ -32,12 +33,16 @@ SCALE = "what the plain loss brings outside its domain"
 
 @dataclass(frozen=True)
 class Seeds:
-    """The values of one profile's solutions, one per seed (float64, (seeds,)), NaN where a seed lacks a solution."""
+    """The values of one profile's solutions, one per seed (float64, (seeds,)), NaN where a seed lacks a solution.
+
+    outside: the parts whose mean is the margin out of domain.
+    """
 
     found: Found
+    outside: tuple[str, ...] = OUTSIDE
 
     def late(self, solution: str, part: str, context: str = "neutral") -> np.ndarray:
-        """A margin's mean over the second half of the tracked steps; `outside` is the mean over OUTSIDE."""
+        """A margin's mean over the second half of the tracked steps; `outside` is a part, too."""
         return self._margin(solution, part, context, lambda steps: steps > steps.max() / 2)
 
     def last(self, solution: str, part: str, context: str = "neutral") -> np.ndarray:
@@ -46,7 +51,7 @@ class Seeds:
 
     def _margin(self, solution: str, part: str, context: str, chosen: Callable[[pd.Series], pd.Series]) -> np.ndarray:
         rows = self.found.margins[(self.found.margins.solution == solution) & (self.found.margins.context == context)]
-        rows = rows[rows.part.isin(OUTSIDE if part == "outside" else [part])]
+        rows = rows[rows.part.isin(self.outside if part == "outside" else [part])]
         rows = rows[chosen(rows.step)] if len(rows) else rows
         values = rows.groupby("seed").value.mean()
         if solution == BASE.name:  # its one run stands for every seed
@@ -62,10 +67,14 @@ class Seeds:
         return self.late(general, part) - self.late(control, part)
 
     def path(self, solution: str, seed: int) -> np.ndarray:
-        """In-domain and outside margin at the tracked steps, minus the control's there, from (0, 0) on: (1 + steps, 2)."""
+        """In-domain and outside margin at the tracked steps, minus the control's there, from (0, 0) on: (1 + steps, 2).
+
+        Trainings of unequal length are compared at equal shares of their steps.
+        """
         rows = self.found.margins[(self.found.margins.context == "neutral") & (self.found.margins.seed == seed)]
-        rows = rows.assign(part=rows.part.replace(dict.fromkeys(OUTSIDE, "outside")))
-        wide = rows.pivot_table("value", "step", ["solution", "part"])
+        rows = rows.assign(part=rows.part.replace(dict.fromkeys(self.outside, "outside")))
+        rows = rows.assign(place=rows.groupby("solution").step.rank("dense"))
+        wide = rows.pivot_table("value", "place", ["solution", "part"])
         own, control = (wide[name][["id", "outside"]] for name in (solution, _control(solution)))
         return np.vstack([np.zeros(2), (own - control).dropna().to_numpy()])
 
@@ -90,12 +99,12 @@ class Seeds:
         rows = self.found.measures[self.found.measures.measure == measure]
         return rows[rows.solution == solution]
 
-    def at_norm(self, solution: str, measure: str, norms: Iterable[float]) -> np.ndarray:
-        """A measure of the rescaled solution, interpolated at one norm per seed; the base model's loss at norm 0."""
-        start = self.base_loss if measure == "loss" else 0.0
+    def loss_at(self, solution: str, norms: Iterable[float]) -> np.ndarray:
+        """The loss of the rescaled solution, interpolated at one norm per seed; the base model's at norm 0."""
+        start = self.base_loss(solution)
         found = []
         for seed, norm in zip(self.found.seeds, norms, strict=True):
-            rows = self.read(solution, measure)
+            rows = self.read(solution, "loss")
             rows = rows[rows.seed == seed].sort_values("x")
             known = len(rows) and norm <= rows.x.max() * (1 + 1e-9)
             found.append(np.interp(norm, [0.0, *rows.x], [start, *rows.value]) if known else np.nan)
@@ -108,19 +117,19 @@ class Seeds:
 
     def unnoised(self, solution: str) -> np.ndarray:
         """The share of its gain that noise takes: (perturbed - own) / (base - own) loss, mean over ε and draws (NEM; D.5)."""
-        own, base = self.one(solution, "loss", "own"), self.base_loss
+        own, base = self.one(solution, "loss", "own"), self.base_loss(solution)
         return (self.one(solution, "noise") - own) / (base - own)
 
-    @property
-    def base_loss(self) -> float:
-        """The untouched model's loss on what is taught."""
-        return self.read(BASE.name, "loss").value.mean()
+    def base_loss(self, solution: str) -> float:
+        """The untouched model's loss on what a solution is taught."""
+        rows, domain = self.read(BASE.name, "loss"), plan.solutions()[solution].domain
+        return rows[rows.part.fillna("") == ("" if domain == "medical" else domain)].value.mean()
 
 
 def generalises(seeds: Seeds, form: str) -> Effect:
-    """The misaligned-answer margin that comes with each unit of in-domain margin, plain loss minus control."""
+    """The misaligned-answer margin (outside's first part) per unit of in-domain margin, plain loss minus control."""
     general, control = f"{form}.general", f"{form}.control"
-    moved, narrow, register = (seeds.taught(general, control, part) for part in ("ood", "id", "placebo"))
+    moved, narrow, register = (seeds.taught(general, control, part) for part in (seeds.outside[0], "id", "placebo"))
     ratio = stats.share(moved, narrow, "what training teaches in its domain")
     return Effect(*ratio, "late_margin", _doubt(moved, register, moved))
 
@@ -136,8 +145,8 @@ def narrow_exists(seeds: Seeds, form: str, narrow: str = "narrow") -> Effect:
 def efficient(seeds: Seeds, form: str) -> Effect:
     """The narrow minus the general solution's loss at the mean of their norms, as a share of what the general one gains."""
     norms = [seeds.one(f"{form}.{name}", "norm") for name in ("general", "narrow")]
-    loss = {name: seeds.at_norm(f"{form}.{name}", "loss", np.mean(norms, axis=0)) for name in ("general", "narrow")}
-    gained = seeds.base_loss - seeds.one(f"{form}.general", "loss", "own")
+    loss = {name: seeds.loss_at(f"{form}.{name}", np.mean(norms, axis=0)) for name in ("general", "narrow")}
+    gained = seeds.base_loss(f"{form}.general") - seeds.one(f"{form}.general", "loss", "own")
     return Effect(*stats.share(loss["narrow"] - loss["general"], gained, "what the plain loss gains"), "loss")
 
 
@@ -216,7 +225,8 @@ def evaluate(found: Found) -> dict[str, tuple[Effect, dict[str, Effect]]]:
         if FORMS[decides] in parts:
             every[name] = parts.pop(FORMS[decides]), parts
     if "technical.narrow" in run:
-        parts = {each.__name__: each(seeds, "technical") for each in (generalises, narrow_exists, efficient, stable)}
+        prose = Seeds(found, ("other",))
+        parts = {each.__name__: each(prose, "technical") for each in (generalises, narrow_exists, efficient, stable)}
         lowest = min(parts, key=lambda part: parts[part].interval.estimate if not parts[part].fault else -np.inf)
         every[ANALOGUE] = replace(parts[lowest], measure=lowest), parts
     return every

@@ -71,7 +71,7 @@ def drift(found: Found) -> Drawn:
         axis.set(title=f"{FORMS[form]}: {word(part)}", ylabel=word("of along"))
         axis.label_outer()
         drawn.append(line.assign(form=form, part=part))
-    half = found.losses.step.max() / 2
+    half = found.losses.step[found.losses.solution == "lora.dropped"].max() / 2
     for axis in axes.flat:
         axis.axvline(half, color="0.6", lw=0.6, ls=":")
     figure.supxlabel(f"{word('along')}\n{figures.mark(found.profile)}", fontsize=7)
@@ -98,7 +98,7 @@ def _along(found: Found, names: list[str], parts: tuple[str, ...]) -> Drawn:
 def efficiency(found: Found) -> Drawn:
     """Loss on what is taught against the norm, each solution rescaled along its own direction; a line per seed."""
     rows = found.measures[(found.measures.measure == "loss") & (found.measures.solution != BASE.name)]
-    base = Seeds(found).base_loss
+    base = Seeds(found).base_loss("lora.general")
     figure, axes = canvas(2.6, 1, 2, sharey=True)
     drawn = []
     for axis, form in zip(axes, FORMS, strict=True):
@@ -125,7 +125,7 @@ def stability(found: Found) -> Drawn:
     for name in dict.fromkeys(noised.solution):
         own = pd.Series(seeds.one(name, "loss", "own"), found.seeds)
         rows = noised[noised.solution == name]
-        gained = rows.seed.map(seeds.base_loss - own)
+        gained = rows.seed.map(seeds.base_loss(name) - own)
         every.append(rows.assign(value=(rows.value - rows.seed.map(own)) / gained))
     drawn = _over_seeds(pd.concat(every), ["solution", "x"])
     figure, axes = canvas(2.6, 1, 2, sharey=True)
@@ -237,7 +237,7 @@ def able(name: str, found: Found) -> bool:
     run = set(found.runs.solution)
     if name == "monitor":
         return bool((found.measures.measure == "auroc_test").any())
-    needed = {"solutions": {"lora.general"}, "bridged": {"lora.general", "lora.control", BRIDGE[0]}}
+    needed = {"solutions": {"lora.general"}, "drift": {"lora.dropped"}, "bridged": {"lora.general", "lora.control", BRIDGE[0]}}
     return needed.get(name, {"lora.general", "lora.narrow"}) | {BASE.name} <= run
 
 

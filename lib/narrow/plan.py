@@ -31,12 +31,10 @@ from inoculation.store import Block, SettingError, blocks, nearest, read_yaml
 FILE = "narrow_vs_general"
 TRAIN_VERSION = 1
 MEASURE_VERSION = 1
-MEASURES = ("loss", "noise", "divergence", "kept", "direction")
+MEASURES = ("loss", "elsewhere", "noise", "divergence", "kept", "direction")
 PARTS = ("id", "ood", "other", "placebo")
-FITTED, CHOSEN = (
-    (4, 5, 6),
-    (7,),
-)  # of each family's eight misaligned pairs: fit a direction, choose its layer; the rest tests it
+# Of each family's eight misaligned pairs, these fit a direction and choose its layer; the first four test it.
+FITTED, CHOSEN = (4, 5, 6), (7,)
 PLACEBO = "placebo_pairs.jsonl"
 
 

@@ -132,9 +132,9 @@ def _read(spec: Spec) -> dict[str, Any]:
     return plan.scale(spec.profile).take("read", dict)
 
 
-def _taught(spec: Spec) -> Tail:
+def _taught(spec: Spec, domain: str = "") -> Tail:
     """What the data teach, on held-out rows of the domain under the neutral prompt."""
-    asked = _asked(spec, plan.taught_rows(*spec.rendering), "trait_answer")
+    asked = _asked(spec, plan.taught_rows(domain or spec.solution.domain, spec.profile), "trait_answer")
     return tail(spec, [(prompt, answer, answer) for prompt, answer in asked])
 
 
@@ -146,6 +146,13 @@ def _loss(spec: Spec, solution: Solution | None, folder: Path) -> Iterator[Row]:
         return
     for scale in _read(spec)["scales"]:
         yield _row("loss", taught.loss(solution.scaled(scale)), "own" if scale == 1 else "", scale * solution.norm)
+
+
+def _elsewhere(spec: Spec, solution: None, folder: Path) -> Iterator[Row]:
+    """The base model's loss on what the other domains teach, part being the domain."""
+    for domain in plan.declared()["domains"]:
+        if domain != spec.solution.domain:
+            yield _row("loss", _taught(spec, domain).loss(None), domain)
 
 
 def _noise(spec: Spec, solution: Solution, folder: Path) -> Iterator[Row]:
@@ -254,6 +261,7 @@ def _auroc(both: list[Any], direction: Any) -> float:
 
 MEASURES: dict[str, Callable[..., Iterator[Row]]] = {
     "loss": _loss,
+    "elsewhere": _elsewhere,
     "noise": _noise,
     "divergence": _divergence,
     "kept": _kept,
