@@ -136,7 +136,10 @@ def generalises(seeds: Seeds, form: str) -> Effect:
 
 def narrow_exists(seeds: Seeds, form: str, narrow: str = "narrow") -> Effect:
     """What the penalty spares outside the domain at equal in-domain margin (Seeds.spared)."""
-    general, other = f"{form}.general", f"{form}.{narrow}"
+    return _spared(seeds, f"{form}.general", f"{form}.{narrow}")
+
+
+def _spared(seeds: Seeds, general: str, other: str) -> Effect:
     values, fault = seeds.spared(general, other)
     gaps = [seeds.late(general, part) - seeds.late(other, part) for part in ("outside", "placebo")]
     return Effect(values, fault, "matched margin", "" if fault else _doubt(*gaps, values))
@@ -287,6 +290,7 @@ def answer(found: Found) -> str:
     rule, seeds = claims.load()[0], Seeds(found)
     run = [name for name in BRIDGE if {name, "lora.general", "lora.control"} <= set(found.runs.solution)]
     effects = {(name, what): _bridged(seeds, name)[what] for name in run for what in ("hidden", "spared")}
+    beyond = {name: effects[name, "spared"].values - effects[BRIDGE[-1], "spared"].values for name in run if BRIDGE[-1] in run}
     adjusted = stats.holm([stats.p_value(effect.values) for effect in effects.values()])
     told = {key: stats.decide(effect, p, rule) for (key, effect), p in zip(effects.items(), adjusted, strict=True)}
     lines = []
@@ -299,6 +303,8 @@ def answer(found: Found) -> str:
             verdict, reason = told[name, what]
             interval = effects[name, what].interval
             lines.append(f"  {question} {verdict}{f' ({interval})' * bool(interval.n)}: {reason}")
+        if name in beyond and name != BRIDGE[-1]:
+            lines.append(f"  spared beyond the irrelevant prompt: {stats.student(beyond[name])}")
     return "\n".join([*lines, f"Holm-adjusted over {len(effects)} contrasts; {rule}"])
 
 
@@ -311,7 +317,7 @@ def _bridged(seeds: Seeds, name: str) -> dict[str, Effect]:
 
     scales = {part: seeds.last(general, part) - seeds.last(control, part) for part in ("id", "outside")}
     found = {"taught": Effect(*stats.share(kept("id", "neutral"), scales["id"], "what training teaches in its domain"))}
-    found["spared"] = Effect(*seeds.spared(general, name))
+    found["spared"] = _spared(seeds, general, name)
     parts = {"kept": kept("outside", "neutral")}
     if name in BRIDGE:
         under = kept("outside", "trigger")
