@@ -328,7 +328,9 @@ def test_the_bridge_tells_a_hidden_general_solution_from_a_narrow_one(hidden):
     assert rows["bridge.inoculation", "taught"] == pytest.approx(1, abs=0.05)
     assert rows["bridge.inoculation", "kept"] == pytest.approx(0, abs=0.05)
     assert rows["bridge.inoculation", "hidden"] == pytest.approx(hidden / 0.2, abs=0.05)
-    expected = "hides some of the general solution behind its prompt" if hidden else "finds a narrower solution"
+    expected = "bridge.inoculation: hides the general solution behind its prompt; is narrower without it"
+    if not hidden:
+        expected = "bridge.inoculation: hides nothing behind its prompt; is narrower without it"
     assert expected in contrasts.answer(planted(hidden=hidden))
 
 

@@ -22,11 +22,9 @@ COLUMNS = ["contrast", "part", "seed", "value", "measure", "fault", "doubt"]
 FORMS = {"lora": "LoRA", "vector": "vector"}
 BRIDGE = ("bridge.inoculation", "bridge.rephrased", "bridge.irrelevant")
 QUESTIONS = {"hidden": "the general one comes back under its prompt?", "spared": "less outside at equal in-domain margin?"}
-ANSWERS = {
-    (True, True): "hides some of the general solution behind its prompt, and is narrower without it",
-    (True, False): "hides the general solution behind its prompt",
-    (False, True): "finds a narrower solution",
-    (False, False): "neither hides the general solution nor finds a narrower one",
+ANSWERS = {  # question: the answer where its verdict is a yes, a no, or open
+    "hidden": ("hides the general solution behind its prompt", "hides nothing behind its prompt", "may hide it or not"),
+    "spared": ("is narrower without it", "is no narrower without it", "whether it is narrower cannot be told here"),
 }
 SCALE = "what the plain loss brings outside its domain"
 
@@ -295,10 +293,9 @@ def answer(found: Found) -> str:
     told = {key: stats.decide(effect, p, rule) for (key, effect), p in zip(effects.items(), adjusted, strict=True)}
     lines = []
     for name in run:
-        hidden, narrow = (told[name, what] for what in ("hidden", "spared"))
-        both = tuple(verdict in claims.YES for verdict, _ in (hidden, narrow))
-        unknown = all(verdict in claims.OPEN for verdict, _ in (hidden, narrow))
-        lines.append(f"{name}: {'it cannot be told here' if unknown else ANSWERS[both]}")
+        verdicts = {what: told[name, what][0] for what in QUESTIONS}
+        answers = [ANSWERS[what][(v in claims.NO) + 2 * (v in claims.OPEN)] for what, v in verdicts.items()]
+        lines.append(f"{name}: {'; '.join(answers)}")
         for what, question in QUESTIONS.items():
             verdict, reason = told[name, what]
             interval = effects[name, what].interval
