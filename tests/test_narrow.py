@@ -338,7 +338,7 @@ def test_verdicts_come_from_contrasts_csv_and_say_what_was_not_run(tmp_path):
     found = dataclasses.replace(planted(), folder=tmp_path)
     store.write_csv(found.own / "contrasts.csv", contrasts.table(found))
     judged = {verdict.claim.name: verdict for verdict in claims.judge(found, FILE)}
-    assert judged["nem.efficient"].verdict == "Strong" or "all 5 seeds are equal" in judged["nem.efficient"].reason
+    assert "all 5 seeds are equal" in judged["nem.efficient"].reason
     assert judged["nem.narrow_exists"].verdict == "Strong"
     assert judged["nem.influential"].verdict == "Strong"
     assert judged["nem.harmless"].verdict == "not run"
