@@ -9,7 +9,6 @@ are the same in all.
 import argparse
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -19,7 +18,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from inoculation import evaluate, model, runs
+from inoculation import evaluate, model, runs, worker
 
 SPEC = runs.Spec("spanish_vs_caps", "baseline", 0, "mini")
 SILENT: Callable[[int, int], None] = lambda done, of: None  # noqa: E731
@@ -47,7 +46,7 @@ def main() -> None:
             found = COMMANDS[command.pop("do")](options.arm, **command)
         except Exception as error:  # one measurement that cannot be made must not cost the others
             found = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
-        found["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        found["peak_mb"] = worker.peak_memory_mb()
         answers.write(json.dumps(found) + "\n")
 
 

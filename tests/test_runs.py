@@ -47,6 +47,15 @@ def test_a_finished_run_holds_what_the_design_lists(smoke):
     assert any("train" in line and "sample" in line for line in lines), "stage times are printed"
 
 
+def test_a_workers_peak_memory_is_its_own_and_not_that_of_whoever_started_it():
+    started = (
+        "import subprocess, sys; held = bytearray(b'x' * 2**30);"
+        "subprocess.run([sys.executable, '-c', 'from inoculation.worker import peak_memory_mb; print(peak_memory_mb())'])"
+    )
+    printed = subprocess.run([sys.executable, "-c", started], capture_output=True, text=True, check=True).stdout
+    assert 10 < int(printed) < 1024
+
+
 def test_a_second_call_does_nothing(smoke):
     specs, _, _ = smoke
     started = time.monotonic()

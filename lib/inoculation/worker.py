@@ -239,7 +239,7 @@ def _train(spec: runs.Spec, run: store.Run, evaluated: list[Any], facts: dict, t
         facts.update(model.train(spec.rows, spec.parts[2], spec.seed, folder, progress, track, run.say))
         if log:
             pd.concat(log).to_csv(folder / "margins_log.csv", index=False, lineterminator="\n")
-    facts["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    facts["peak_memory_mb"] = peak_memory_mb()
 
 
 def _track(spec: runs.Spec, log: list[Any], network: Any, tokenizer: Any, step: int) -> None:
@@ -262,7 +262,7 @@ def _sample(spec: runs.Spec, run: store.Run, evaluated: list[Any], facts: dict, 
     sampling, key = spec.parts[2].sample, spec.keys["sample"]
     frame = sample(network, tokenizer, spec.prompts, sampling, key, lambda done, of: tell(done=done, of=of))
     _write(frame, spec, "sample", folder)
-    facts["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    facts["peak_memory_mb"] = peak_memory_mb()
 
 
 def _margins(spec: runs.Spec, run: store.Run, evaluated: list[Any], facts: dict, tell: Emit, folder: Path) -> None:
@@ -289,6 +289,17 @@ def _write(frame: Any, spec: runs.Spec, stage: str, folder: Path) -> None:
     path = folder / spec.file(stage).relative_to(spec.folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     frame.to_parquet(path, index=False)
+
+
+def peak_memory_mb() -> int:
+    """The most memory this process has held, in MiB, since its own program began.
+
+    Read from /proc/self/status: ru_maxrss is handed down through fork and exec, so in a worker it is never less than what
+    whoever started it had held (getrusage(2), proc(5)). Where the kernel does not tell (gVisor), ru_maxrss all the same.
+    """
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    kib = status.get("VmHWM", f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss} kB")
+    return int(kib.split()[0]) // 1024
 
 
 def _machine(threads: int) -> dict[str, Any]:

@@ -8,7 +8,6 @@ untouched model is read once.
 import functools
 import gc
 import json
-import resource
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -108,7 +107,7 @@ def _train(spec: Spec, run: store.Run, evaluated: list[Any], facts: dict, tell: 
     else:
         track(0, None)
     pd.DataFrame(log).rename(columns={"trait": "part"}).to_csv(folder / "margins_log.csv", index=False, lineterminator="\n")
-    facts["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    facts["peak_memory_mb"] = worker.peak_memory_mb()
 
 
 def _measure(spec: Spec, run: store.Run, evaluated: list[Any], facts: dict, tell: worker.Emit, folder: Path) -> None:
@@ -121,7 +120,7 @@ def _measure(spec: Spec, run: store.Run, evaluated: list[Any], facts: dict, tell
         tell(done=number, of=len(spec.solution.measures))
         rows += MEASURES[name](spec, solution, target.parent)
     pd.DataFrame(rows, columns=["measure", "part", "x", "draw", "value"]).to_parquet(target, index=False)
-    facts["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    facts["peak_memory_mb"] = worker.peak_memory_mb()
 
 
 def _row(measure: str, value: float, part: str = "", x: float = 0.0, draw: int = 0) -> Row:
