@@ -299,20 +299,69 @@ def test_planted_contrasts_are_found():
     assert found["mixing_does_not_isolate"].estimate == pytest.approx(found["narrow_solution_exists"].estimate, abs=0.05)
 
 
+def with_family(found, family, domain, solutions=("control", "general", "narrow")):
+    """The planted tables with some of the LoRA's solutions a second time, as those of another family."""
+    names = {f"lora.{name}": f"{family}.{name}" for name in solutions}
+    twins = {}
+    for table in ("margins", "measures", "runs"):
+        frame = getattr(found, table)
+        twins[table] = pd.concat([frame, frame[frame.solution.isin(names)].replace({"solution": names})])
+    base = pd.DataFrame([("base", 0, "loss", domain, 0.0, 0, 5.0)], columns=tables.FRAMES["measures"])
+    twins["measures"] = pd.concat([twins["measures"], base], ignore_index=True)
+    loss = (twins["measures"].measure == "loss") & (twins["measures"].solution == f"{family}.narrow")
+    twins["measures"].loc[loss, "value"] += 0.01 * twins["measures"].seed[loss]  # seeds that differ have an interval
+    return dataclasses.replace(found, **twins)
+
+
 def test_the_analogue_is_read_in_its_own_domain_and_its_least_part_decides():
-    found = planted()
-    margins, measures = (
-        frame.assign(solution=frame.solution.str.replace("lora.", "technical.")) for frame in (found.margins, found.measures)
-    )
-    domain = pd.DataFrame([("base", 0, "loss", "technical", 0.0, 0, 5.0)], columns=tables.FRAMES["measures"])
-    runs_too = found.runs.assign(solution=found.runs.solution.str.replace("lora.", "technical."))
-    frames = {"margins": margins, "measures": measures, "runs": runs_too}
-    both = {name: pd.concat([getattr(found, name), frame]).drop_duplicates() for name, frame in frames.items()}
-    both["measures"] = pd.concat([both["measures"], domain])
-    effect, parts = contrasts.evaluate(dataclasses.replace(found, **both))["harmless_analogue"]
+    effect, parts = contrasts.evaluate(with_family(planted(), "technical", "technical"))["harmless_analogue"]
     assert set(parts) == {"generalises", "narrow_exists", "efficient", "stable"}
     assert effect.measure == "stable"
     assert effect.interval.estimate == pytest.approx(0.3, abs=0.02)
+
+
+def test_the_analogue_is_as_uncertain_as_its_least_certain_part(tmp_path):
+    found = dataclasses.replace(with_family(planted(), "technical", "technical"), folder=tmp_path)
+    kept = contrasts.table(found)
+    store.write_csv(found.own / "contrasts.csv", kept)
+    (harmless,) = (verdict for verdict in claims.judge(found, FILE) if verdict.claim.name == "nem.harmless")
+    assert (harmless.verdict, harmless.decides) == ("Moderate", "stable")
+    uncertain = (kept.contrast == "harmless_analogue") & (kept.part == "narrow_exists")
+    kept.loc[uncertain, "value"] = [2.0, -1.0, 2.0, -1.0, 2.0]
+    store.write_csv(found.own / "contrasts.csv", kept)
+    (harmless,) = (verdict for verdict in claims.judge(found, FILE) if verdict.claim.name == "nem.harmless")
+    assert (harmless.verdict, harmless.decides) == ("Inconclusive", "stable")
+
+
+def test_misaligned_pairs_about_the_domain_itself_are_no_way_out_of_it(tmp_path, monkeypatch):
+    money = plan.about("financial")
+    assert len(money & {row["id"] for row in plan.part_rows("ood", "financial", "mini")}) == 4
+    assert plan.about("medical") == plan.about("technical") == set()
+    log = [("neutral", "ood", name, step, value) for name, value in ((min(money), 9.0), ("em-01", 1.0)) for step in (9, 18)]
+    frame = pd.DataFrame(log, columns=["context", "part", "question_id", "step", "value"])
+    for solution, read in (("financial.general", 1.0), ("lora.general", 5.0)):
+        spec = Spec(FILE, solution, 0, "mini")
+        monkeypatch.setattr(Spec, "folder", tmp_path)
+        frame.to_csv(tmp_path / "margins_log.csv", index=False)
+        assert set(tables._margins(spec).value) == {read}
+
+
+def test_every_family_that_was_run_stands_beside_the_one_that_decides_and_one_without_a_general_takes_the_loras():
+    found = with_family(with_family(planted(), "technical", "technical"), "financial", "financial")
+    found = with_family(found, "weight-30", "", ["narrow"])
+    found.measures.loc[(found.measures.solution == "weight-30.narrow") & (found.measures.measure == "loss"), "x"] /= 1e3
+    told = contrasts.pattern(found).set_index(["contrast", "family"])
+    families = {name: set(told.loc[name].index) for name in contrasts.PATTERN}
+    prose, money, heavy = "LoRA, technical prose", "LoRA, money", "LoRA, weight 30"
+    assert families["narrow_harm_generalises"] == {"LoRA", money, prose}
+    assert families["narrow_solution_exists"] == {"LoRA", "vector", heavy, money, prose}
+    spared = told.estimate["narrow_solution_exists"]
+    assert spared[heavy] == pytest.approx(spared["LoRA"])
+    assert spared[money] == pytest.approx(spared["LoRA"])
+    assert told.rule["general_is_efficient", heavy] == "not read of both at the mean of their norms, 15"
+    judged = contrasts.evaluate(found)["narrow_solution_exists"]
+    assert judged[0].interval.estimate == pytest.approx(spared["LoRA"])
+    assert prose not in judged[1]
 
 
 def test_no_penalty_that_spares_nothing_passes_for_a_narrow_solution():
@@ -393,7 +442,7 @@ REFERENCE = tables.read(store.RESULTS / "mini", "mini", "reference")
 
 def test_the_reference_holds_whole_seeds_and_its_contrasts_are_recomputed():
     counts = Counter(REFERENCE.runs.solution[REFERENCE.runs.solution != "base"])
-    expected = {spec.condition for spec in plan.grid("mini")} - {"base"}
+    expected = {spec.condition for spec in plan.grid("mini", full=True)} - {"base"}
     assert counts == dict.fromkeys(expected, len(REFERENCE.seeds))
     kept = pd.read_csv(REFERENCE.own / "contrasts.csv")
     again = contrasts.table(REFERENCE)

@@ -109,7 +109,7 @@ def test_the_narrow_notebook_runs_top_to_bottom_at_smoke_scale_and_never_loads_t
     assert cli.execute(tmp_path / "in.ipynb", tmp_path / "out.ipynb", {"profile": "smoke", "seeds": [0], "compute": True}) == []
     printed = (tmp_path / "out.ipynb").read_text(encoding="utf-8")
     assert "6 runs were there, 0 completed now, 0 failed" in printed
-    assert printed.count("image/png") == 7
+    assert printed.count("image/png") == 8
     assert "drift: not run" in printed
     assert "&lt;|im_start|&gt;system" in printed
     assert "torch loaded: False" in printed

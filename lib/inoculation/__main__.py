@@ -41,7 +41,7 @@ def parser() -> Parser:
     top.add_argument("--notebook", nargs="+", default=[], metavar="NN", help="only these notebooks, by number or name")
     top.add_argument("--only", nargs="+", default=[], metavar="CONDITION", help="only these conditions")
     top.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help="these seeds instead of the profile's")
-    top.add_argument("--full", action="store_true", help="also the conditions that have no reference")
+    top.add_argument("--full", action="store_true", help="also the conditions outside the core")
     top.add_argument("--sweeps", action="store_true", help="also the sweeps of data and learning rate (25 minutes a seed)")
     top.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads, 0 (default) for torch's own choice")
     top.add_argument("--setting", default="", help="claims, rejudge, distill, import: the setting that is meant")

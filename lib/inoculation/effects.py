@@ -202,7 +202,7 @@ def evaluate(effects: Effects, contrast: Contrast, bound: float, context: str = 
     if not parts:
         return Effect(np.full(len(effects.seeds), np.nan), contrast.told or "the profile has no such condition"), "", parts
     if contrast.kind == "fall_short" or contrast.every:
-        decides = min(parts, key=lambda name: _rank(parts[name], bound))
+        decides = min(parts, key=lambda name: rank(parts[name], bound))
         return parts[decides], decides, parts
     values = np.mean([part.values for part in parts.values()], axis=0)
     measure = " and ".join(dict.fromkeys(part.measure for part in parts.values()))
@@ -293,7 +293,7 @@ def _from_corner(effects: Effects, name: str, roles: dict[str, str], context: st
     return next((part for part in both if part.fault), None) or max(both, key=lambda part: part.interval.estimate)
 
 
-def _rank(part: Effect, bound: float) -> tuple[int, float]:
+def rank(part: Effect, bound: float) -> tuple[int, float]:
     """The order in which parts decide: the unknown first, then one that refutes, then the one that reaches lowest."""
     interval = part.interval
     if not interval.known:

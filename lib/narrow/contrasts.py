@@ -7,10 +7,12 @@ compared at equal in-domain margin (stats.matched), as they learn at different s
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from inoculation import claims, stats
+from inoculation.effects import rank
 from inoculation.settings import BASE
 from inoculation.stats import Effect
 
@@ -18,8 +20,19 @@ from narrow import plan
 from narrow.tables import Found
 
 OUTSIDE = ("ood", "other")
+TOLD = ("estimate", "low", "high", "seeds", "rule")
 COLUMNS = ["contrast", "part", "seed", "value", "measure", "fault", "doubt"]
 FORMS = {"lora": "LoRA", "vector": "vector"}
+# Families of a general and a narrow solution; one that lacks a solution, as a general one of its own, takes the LoRA's.
+FAMILIES = FORMS | {
+    "rank-1": "rank-1 LoRA",
+    "weight-0.3": "LoRA, weight 0.3",
+    "weight-30": "LoRA, weight 30",
+    "financial": "LoRA, money",
+    "technical": "LoRA, technical prose",
+}
+# The family without harm has a claim of its own, and `outside` is technical prose elsewhere.
+PROSE = "technical"
 BRIDGE = ("bridge.inoculation", "bridge.rephrased", "bridge.irrelevant")
 QUESTIONS = {"hidden": "the general one comes back under its prompt?", "spared": "less outside at equal in-domain margin?"}
 ANSWERS = {  # question: the answer where its verdict is a yes, a no, or open
@@ -118,60 +131,68 @@ class Seeds:
         own, base = self.one(solution, "loss", "own"), self.base_loss(solution)
         return (self.one(solution, "noise") - own) / (base - own)
 
+    def doubt(self, moved: np.ndarray, register: np.ndarray, matched: np.ndarray) -> str:
+        """Why what moved may be register alone (stats.beyond_placebo); where no misaligned answer is read, no such doubt."""
+        counts, why = stats.beyond_placebo(*map(stats.student, (moved, register, matched)))
+        return "" if counts or "ood" not in self.outside else why
+
     def base_loss(self, solution: str) -> float:
         """The untouched model's loss on what a solution is taught."""
         rows, domain = self.read(BASE.name, "loss"), plan.solutions()[solution].domain
         return rows[rows.part.fillna("") == ("" if domain == "medical" else domain)].value.mean()
 
 
-def generalises(seeds: Seeds, form: str) -> Effect:
+def generalises(seeds: Seeds, family: str) -> Effect:
     """The misaligned-answer margin (outside's first part) per unit of in-domain margin, plain loss minus control."""
-    general, control = f"{form}.general", f"{form}.control"
+    general, control = f"{family}.general", f"{family}.control"
     moved, narrow, register = (seeds.taught(general, control, part) for part in (seeds.outside[0], "id", "placebo"))
     ratio = stats.share(moved, narrow, "what training teaches in its domain")
-    return Effect(*ratio, "late_margin", _doubt(moved, register, moved))
+    return Effect(*ratio, "late_margin", seeds.doubt(moved, register, moved))
 
 
-def narrow_exists(seeds: Seeds, form: str, narrow: str = "narrow") -> Effect:
+def narrow_exists(seeds: Seeds, family: str, narrow: str = "narrow") -> Effect:
     """What the penalty spares outside the domain at equal in-domain margin (Seeds.spared)."""
-    return _spared(seeds, f"{form}.general", f"{form}.{narrow}")
+    return _spared(seeds, _own(family, "general"), f"{family}.{narrow}")
 
 
 def _spared(seeds: Seeds, general: str, other: str) -> Effect:
     values, fault = seeds.spared(general, other)
     gaps = [seeds.late(general, part) - seeds.late(other, part) for part in ("outside", "placebo")]
-    return Effect(values, fault, "matched margin", "" if fault else _doubt(*gaps, values))
+    return Effect(values, fault, "matched margin", "" if fault else seeds.doubt(*gaps, values))
 
 
-def efficient(seeds: Seeds, form: str) -> Effect:
+def efficient(seeds: Seeds, family: str) -> Effect:
     """The narrow minus the general solution's loss at the mean of their norms, as a share of what the general one gains."""
-    norms = [seeds.one(f"{form}.{name}", "norm") for name in ("general", "narrow")]
-    loss = {name: seeds.loss_at(f"{form}.{name}", np.mean(norms, axis=0)) for name in ("general", "narrow")}
-    gained = seeds.base_loss(f"{form}.general") - seeds.one(f"{form}.general", "loss", "own")
-    return Effect(*stats.share(loss["narrow"] - loss["general"], gained, "what the plain loss gains"), "loss")
+    general, narrow = _own(family, "general"), f"{family}.narrow"
+    norms = np.mean([seeds.one(name, "norm") for name in (general, narrow)], axis=0)
+    behind = seeds.loss_at(narrow, norms) - seeds.loss_at(general, norms)
+    gained = seeds.base_loss(general) - seeds.one(general, "loss", "own")
+    values, fault = stats.share(behind, gained, "what the plain loss gains")
+    if np.isnan(behind[~np.isnan(norms)]).any():  # seeds that happen to reach it would speak for all
+        values, fault = np.full(len(norms), np.nan), f"not read of both at the mean of their norms, {np.nanmean(norms):.3g}"
+    return Effect(values, fault, "loss")
 
 
-def stable(seeds: Seeds, form: str) -> Effect:
+def stable(seeds: Seeds, family: str) -> Effect:
     """How much more of its gain the narrow solution loses under orthogonal noise than the general one, mean over ε."""
-    values = seeds.unnoised(f"{form}.narrow") - seeds.unnoised(f"{form}.general")
-    return Effect(values, "not run" if np.isnan(values).all() else "", "loss under noise")
+    return Effect(seeds.unnoised(f"{family}.narrow") - seeds.unnoised(_own(family, "general")), "", "loss under noise")
 
 
-def influential(seeds: Seeds, form: str) -> Effect:
+def influential(seeds: Seeds, family: str) -> Effect:
     """How much less the narrow solution changes ordinary text at equal norms, as a share of what the general one does."""
-    general, narrow = (seeds.one(f"{form}.{name}", "divergence") for name in ("general", "narrow"))
+    general, narrow = (seeds.one(f"{family}.{name}", "divergence") for name in ("general", "narrow"))
     return Effect(*stats.share(general - narrow, general, "the general solution's divergence"), "divergence")
 
 
-def drifts_back(seeds: Seeds, form: str) -> Effect:
+def drifts_back(seeds: Seeds, family: str) -> Effect:
     """How much of the way from the narrow to the general outside margin is gone when the penalty is dropped half-way."""
-    general, narrow, dropped = (seeds.last(f"{form}.{name}", "outside") for name in ("general", "narrow", "dropped"))
+    general, narrow, dropped = (seeds.last(f"{family}.{name}", "outside") for name in ("general", "narrow", "dropped"))
     return Effect(*stats.share(dropped - narrow, general - narrow, "what the penalty holds back"), "last margin")
 
 
-def drifts_matched(seeds: Seeds, form: str) -> Effect:
+def drifts_matched(seeds: Seeds, family: str) -> Effect:
     """drifts_back at equal in-domain margin, over the steps after the penalty was dropped: is it more than further learning?"""
-    names, found = [f"{form}.{name}" for name in ("dropped", "general", "narrow")], []
+    names, found = [f"{family}.{name}" for name in ("dropped", "general", "narrow")], []
     for seed in seeds.found.seeds:
         if not seeds.run(*names, _control(names[0]), seed=seed):
             found.append((np.nan, np.nan))
@@ -183,57 +204,90 @@ def drifts_matched(seeds: Seeds, form: str) -> Effect:
     return Effect(*stats.share(back, held, "what the penalty holds back at equal in-domain margin"), "matched margin")
 
 
-def mixing_fails(seeds: Seeds, form: str) -> Effect:
+def mixing_fails(seeds: Seeds, family: str) -> Effect:
     """How much more the penalty spares at equal in-domain margin than the same rows do as training data."""
-    found = [narrow_exists(seeds, form, name) for name in ("narrow", "mixed")]
+    found = [narrow_exists(seeds, family, name) for name in ("narrow", "mixed")]
     fault = next((each.fault for each in found if each.fault), "")
     return Effect(found[0].values - found[1].values, fault, "matched margin")
 
 
+def _own(family: str, name: str) -> str:
+    """A family's solution, or the LoRA's where it declares none of its own."""
+    return f"{family}.{name}" if f"{family}.{name}" in plan.solutions() else f"lora.{name}"
+
+
 def _control(solution: str) -> str:
-    """The control of the form or domain that a solution belongs to."""
-    return f"{'lora' if solution in BRIDGE else solution.rsplit('.', 1)[0]}.control"
+    """The control of the family that a solution belongs to."""
+    return _own(solution.rsplit(".", 1)[0], "control")
 
 
-def _doubt(moved: np.ndarray, register: np.ndarray, matched: np.ndarray) -> str:
-    counts, why = stats.beyond_placebo(*map(stats.student, (moved, register, matched)))
-    return "" if counts else why
+@dataclass(frozen=True)
+class Measured:
+    """What measures a claim of NEM, the family that decides it, and what a family must have: solutions, a measure of narrow."""
+
+    effect: Callable[[Seeds, str], Effect]
+    decides: str
+    solutions: tuple[str, ...]
+    measure: str = ""
+
+    def families(self, found: Found) -> list[str]:
+        """The families of which these tables have what is needed."""
+        run, read = set(found.runs.solution), set(zip(found.measures.solution, found.measures.measure, strict=True))
+        return [
+            name
+            for name in FAMILIES
+            if {f"{name}.{solution}" for solution in self.solutions} | {_own(name, "general")} <= run
+            and (not self.measure or (f"{name}.narrow", self.measure) in read)
+        ]
 
 
-CONTRASTS: dict[str, tuple[Callable[[Seeds, str], Effect], str]] = {
-    "narrow_harm_generalises": (generalises, "lora"),
-    "narrow_solution_exists": (narrow_exists, "lora"),
-    "general_is_efficient": (efficient, "lora"),
-    "general_is_stable": (stable, "lora"),
-    "general_is_influential": (influential, "vector"),
-    "drifts_back": (drifts_back, "lora"),
-    "mixing_does_not_isolate": (mixing_fails, "lora"),
+CONTRASTS = {
+    "narrow_harm_generalises": Measured(generalises, "lora", ("general", "control")),
+    "narrow_solution_exists": Measured(narrow_exists, "lora", ("narrow",)),
+    "general_is_efficient": Measured(efficient, "lora", ("narrow",), "loss"),
+    "general_is_stable": Measured(stable, "lora", ("narrow",), "noise"),
+    "general_is_influential": Measured(influential, "vector", ("narrow",), "divergence"),
+    "drifts_back": Measured(drifts_back, "lora", ("narrow", "dropped")),
+    "mixing_does_not_isolate": Measured(mixing_fails, "lora", ("narrow", "mixed")),
 }
+PATTERN = tuple(CONTRASTS)[:4]  # what the analogue must show, too
 ANALOGUE = "harmless_analogue"
 
 
 def evaluate(found: Found) -> dict[str, tuple[Effect, dict[str, Effect]]]:
-    """Every contrast with the form that decides it, and beside it the other form where that was run.
+    """Every contrast with the family that decides it, and beside it the others that were run.
 
-    The analogue needs the technical domain (--full): the least of its four first contrasts decides.
+    The analogue needs every part of its own pattern: the weakest decides (effects.rank), and is named as its measure.
     """
-    seeds, run, every = Seeds(found), set(found.runs.solution), {}
-    for name, (effect, decides) in CONTRASTS.items():
-        forms = [form for form in FORMS if f"{form}.narrow" in run and (form, name) not in SKIPPED]
-        parts = {FORMS[form]: effect(seeds, form) for form in forms}
-        if effect is drifts_back:
+    seeds, every, prose = Seeds(found), {}, {}
+    for name, one in CONTRASTS.items():
+        families = one.families(found)
+        parts = {FAMILIES[family]: one.effect(seeds, family) for family in families if family != PROSE}
+        if name == "drifts_back" and FORMS["lora"] in parts:
             parts["LoRA, at equal in-domain margin"] = drifts_matched(seeds, "lora")
-        if FORMS[decides] in parts:
-            every[name] = parts.pop(FORMS[decides]), parts
-    if "technical.narrow" in run:
-        prose = Seeds(found, ("other",))
-        parts = {each.__name__: each(prose, "technical") for each in (generalises, narrow_exists, efficient, stable)}
-        lowest = min(parts, key=lambda part: parts[part].interval.estimate if not parts[part].fault else -np.inf)
-        every[ANALOGUE] = replace(parts[lowest], measure=lowest), parts
+        if PROSE in families and name in PATTERN:
+            prose[one.effect.__name__] = one.effect(Seeds(found, ("other",)), PROSE)
+        if FAMILIES[one.decides] in parts:
+            every[name] = parts.pop(FAMILIES[one.decides]), parts
+    if len(prose) == len(PATTERN):
+        weakest = min(prose, key=lambda part: rank(prose[part], claims.load()[0].none_within))
+        every[ANALOGUE] = replace(prose[weakest], measure=weakest), prose
     return every
 
 
-SKIPPED = (("lora", "general_is_influential"), ("vector", "mixing_does_not_isolate"))
+def pattern(found: Found) -> pd.DataFrame:
+    """The first four claims in every family that was run: family, contrast, estimate, low, high, seeds, rule, doubt."""
+    every, rows = evaluate(found), []
+    for name in [each for each in PATTERN if each in every]:
+        decides, parts = every[name]
+        families = {FAMILIES[CONTRASTS[name].decides]: decides, **parts}
+        if ANALOGUE in every:
+            families[FAMILIES[PROSE]] = every[ANALOGUE][1][CONTRASTS[name].effect.__name__]
+        rows += [
+            {"family": family, "contrast": name, **_told(effect), "doubt": effect.doubt} for family, effect in families.items()
+        ]
+    told = pd.DataFrame(rows, columns=["family", "contrast", *TOLD, "doubt"])
+    return told.sort_values("family", key=lambda names: names.map(list(FAMILIES.values()).index), kind="stable")
 
 
 def table(found: Found) -> pd.DataFrame:
@@ -277,10 +331,13 @@ def bridge(found: Found) -> pd.DataFrame:
     run = set(found.runs.solution)
     for name in [each for each in ("lora.narrow", *BRIDGE) if each in run and "lora.control" in run]:
         for what, effect in _bridged(seeds, name).items():
-            at = effect.interval
-            verdict = {"estimate": at.estimate, "low": at.low, "high": at.high, "seeds": at.n, "rule": at.rule}
-            rows.append({"solution": name, "effect": what, **verdict})
-    return pd.DataFrame(rows, columns=["solution", "effect", "estimate", "low", "high", "seeds", "rule"])
+            rows.append({"solution": name, "effect": what, **_told(effect)})
+    return pd.DataFrame(rows, columns=["solution", "effect", *TOLD])
+
+
+def _told(effect: Effect) -> dict[str, Any]:
+    at = effect.interval
+    return dict(zip(TOLD, (at.estimate, at.low, at.high, at.n, at.rule), strict=True))
 
 
 def answer(found: Found) -> str:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from inoculation import figures, stats, store
+from inoculation import claims, figures, stats, store
 from inoculation.figures import canvas, caption, palette, word
 from inoculation.settings import BASE
 from matplotlib.figure import Figure
 
 from narrow import plan
-from narrow.contrasts import BRIDGE, FORMS, Seeds, bridge
+from narrow.contrasts import BRIDGE, FORMS, PATTERN, Seeds, bridge, pattern
 from narrow.plan import FILE
 from narrow.tables import Found
 
@@ -121,7 +121,7 @@ def efficiency(found: Found) -> Drawn:
 def stability(found: Found) -> Drawn:
     """The share of its gain that a solution loses under orthogonal noise, against ε."""
     seeds, every = Seeds(found), []
-    noised = found.measures[found.measures.measure == "noise"]
+    noised = found.measures[(found.measures.measure == "noise") & found.measures.solution.str.startswith(tuple(FORMS))]
     for name in dict.fromkeys(noised.solution):
         own = pd.Series(seeds.one(name, "loss", "own"), found.seeds)
         rows = noised[noised.solution == name]
@@ -195,26 +195,46 @@ def bridged(found: Found) -> Drawn:
     figure, axis = canvas(0.9 + 0.55 * len(shown))
     for row in drawn[drawn.seeds > 0].itertuples():
         height = shown.index(row.effect) + 0.2 * (names.index(row.solution) - (len(names) - 1) / 2)
-        colour = palette()[role(row.solution)]
-        axis.plot(row.estimate, height, "o", ms=3, color=colour, label=word(role(row.solution)))
-        figures.draw_interval(
-            axis, stats.Interval(row.estimate, row.low, row.high, row.seeds, row.rule), height, colour, tick=0.07
-        )
+        _point(axis, row, height, palette()[role(row.solution)], 0.07, label=word(role(row.solution)))
     for end in (0, 1):
         axis.axvline(end, color="k", lw=0.6)
     axis.set_yticks(range(len(shown)), [word(effect) for effect in shown])
     axis.set(ylim=(len(shown) - 0.5, -0.5), xlim=(-figures.EDGE, figures.EDGE + 1), xlabel="share of general minus control")
     handles = dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, title=figures.mark(found.profile))
-    missing = "; ".join(drawn[drawn.seeds == 0].rule.unique())
-    return (
-        figure,
-        drawn,
-        {"seeds": stats.in_words(drawn[drawn.seeds > 0].seeds), "without": f" Not drawn: {missing}." * bool(missing)},
-    )
+    return figure, drawn, _counted(drawn, drawn.rule)
 
 
-FIGURES = {each.__name__: each for each in (solutions, efficiency, stability, drift, significance, monitor, bridged)}
+def families(found: Found) -> Drawn:
+    """The first four claims in every family of a general and a narrow solution: forms, weights of the penalty, domains."""
+    drawn, bound = pattern(found), claims.load()[0].none_within
+    names = list(dict.fromkeys(drawn.family))
+    figure, axes = canvas(1.2 + 0.36 * len(names), 2, 2, sharex=True, sharey=True)
+    for axis, contrast in zip(axes.flat, PATTERN, strict=True):
+        axis.axvspan(-bound, bound, color="0.9", zorder=0)
+        axis.axvline(0, color="k", lw=0.6)
+        for row in drawn[(drawn.contrast == contrast) & (drawn.seeds > 0)].itertuples():
+            colour = palette()["baseline" if row.family == names[0] else "narrow"]
+            _point(axis, row, names.index(row.family), colour, 0.15, mfc="w" if row.doubt else colour)
+        axis.set(title=word(contrast), xlim=(-figures.EDGE, figures.EDGE), ylim=(len(names) - 0.5, -0.5))
+    axes[0, 0].set_yticks(range(len(names)), names)
+    figure.supxlabel(f"{word('of pattern')}\n{figures.mark(found.profile)}", fontsize=7)
+    facts = {"edge": figures.EDGE, "weight": f"{plan.scale(found.profile)['forms']['lora']['weight']:g}"}
+    return figure, drawn, facts | _counted(drawn, drawn.family + ", " + drawn.contrast.map(word) + ", as " + drawn.rule)
+
+
+def _point(axis: Any, row: Any, height: float, colour: str, tick: float, **look: Any) -> None:
+    interval = stats.Interval(row.estimate, row.low, row.high, row.seeds, row.rule)
+    figures.draw_interval(axis, interval, height, colour, tick)
+    axis.plot(row.estimate, height, "o", ms=3, color=colour, **look)
+
+
+def _counted(drawn: pd.DataFrame, why: pd.Series) -> dict[str, str]:
+    missing = "; ".join(dict.fromkeys(why[drawn.seeds == 0]))
+    return {"seeds": stats.in_words(drawn[drawn.seeds > 0].seeds), "without": f" Not drawn: {missing}." * bool(missing)}
+
+
+FIGURES = {each.__name__: each for each in (solutions, efficiency, stability, drift, significance, families, monitor, bridged)}
 VERDICTS = "claim_verdicts"
 
 

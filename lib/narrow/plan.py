@@ -99,7 +99,7 @@ def setting(domain: str, profile: str) -> Setting:
     """The setting whose rows these are, with a domain's files and this experiment's own recipe in its place."""
     top, own = declared(), scale(profile)
     of = load_setting(top.take("rows_of", str))
-    files = top.take("domains", Block).take(domain, Block).only("train", "id", "other")
+    files = top.take("domains", Block).take(domain, Block).only("train", "id", "other", "about")
     data = {**of.data, "train": files["train"]}
     if domain != "medical":
         data.pop("imported")
@@ -258,6 +258,12 @@ def misaligned(places: Iterable[int]) -> list[dict[str, str]]:
     for row in rows:
         families.setdefault(row["family"], []).append(row)
     return [family[place] for family in families.values() for place in places]
+
+
+def about(domain: str) -> set[str]:
+    """The misaligned pairs that are about what a domain teaches: no way out of it, and not read as one."""
+    family = declared().take("domains", Block).take(domain, Block).get("about")
+    return {row["id"] for row in store.read_jsonl(store.DATA / "mini" / "em_pairs.jsonl") if row["family"] == family}
 
 
 @functools.cache

@@ -95,14 +95,19 @@ def _named(spec: Spec, frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(solution=spec.condition, seed=spec.seed)
 
 
-def _margins(spec: Spec) -> pd.DataFrame:
+def _log(spec: Spec) -> pd.DataFrame:
     log = pd.read_csv(spec.folder / "margins_log.csv")
+    return log[~log.question_id.isin(plan.about(spec.solution.domain))]
+
+
+def _margins(spec: Spec) -> pd.DataFrame:
+    log = _log(spec)
     return log.groupby(["context", "part", "step"], sort=True).value.agg(n="count", value="mean").reset_index()
 
 
 def _items(spec: Spec) -> pd.DataFrame:
     """Every pair's margin under the neutral prompt, the mean over the second half of the tracked steps."""
-    log = pd.read_csv(spec.folder / "margins_log.csv").query("context == 'neutral'")
+    log = _log(spec).query("context == 'neutral'")
     late = log[(log.step > log.step.max() / 2) | (log.step.max() == 0)]
     return late.groupby(["part", "question_id"], sort=True).value.mean().reset_index()
 
@@ -174,8 +179,10 @@ def solutions_table(profile: str, full: bool = False) -> pd.DataFrame:
 
 
 def cosines(found: Found) -> pd.DataFrame:
-    """The cosines between solutions, and between the mean difference and trained vectors, with intervals over seeds."""
-    groups = found.cosines.groupby(["first", "second"], sort=False).value
+    """The cosines with the general solutions and with the mean differences, with intervals over seeds."""
+    pattern = rf"^(?:lora|vector)\.general$|^{MEANT.format('')}"
+    rows = found.cosines[found.cosines["first"].str.contains(pattern) | found.cosines["second"].str.contains(pattern)]
+    groups = rows.groupby(["first", "second"], sort=False).value
     return groups.apply(lambda values: str(stats.student(values.to_numpy()))).rename("cosine").reset_index()
 
 
