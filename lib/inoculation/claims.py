@@ -130,7 +130,7 @@ def judge(found: tables.Tables | None, setting: str) -> list[Verdict]:
         measured = tables.measured_apart(found.folder, setting) if found is not None else {}
         # What another package measured: where every part must hold, the measure names the part that decides.
         read = {claim.contrast: measured[claim.contrast.name] for claim in own if claim.contrast.name in measured}
-        evidence = {c: (effect, effect.measure * (effect.measure in parts), parts) for c, (effect, parts) in read.items()}
+        evidence = {c: (e, e.measure if e.measure in parts else "", parts) for c, (e, parts) in read.items()}
     elif found is not None and not (runs := found.of(setting)).scores.empty:
         effects = Effects(runs, load_setting(setting))
         unswept = ("grow", "shrink") if runs.sweeps.empty else ()

@@ -110,8 +110,7 @@ def dose_response(found: tables.Tables, setting: Setting, profile: str) -> tuple
 
     Points are seeds, lines join the means. Returns the figure, the rows drawn (`prompts`: how many training saw), the caption.
     """
-    known = effects.Effects(found, setting)
-    panels = ("no_prefix", effects.CC)
+    known, panels = effects.Effects(found, setting), ("no_prefix", effects.CC)
     (direction,) = setting.directions
     doses = known.doses(name for name in known.conditions if kind(name) in ("inoculation", "rephrased"))
     drawn = _by_card(found, setting, panels).assign(prompts=lambda rows: rows.condition.map(doses))
@@ -127,8 +126,8 @@ def dose_response(found: tables.Tables, setting: Setting, profile: str) -> tuple
         row[0].set(ylabel=f"{trait.label} ({role})\n{unit}", ylim=limits)
     figure.supxlabel(f"unique rephrasings in training\n{mark(profile)}", fontsize=7)
     sizes = ", ".join(f"{name} ({seen} seen)" for name, seen in doses.items())
-    counted = stats.in_words(drawn[drawn.prompts.notna()].groupby("condition").seed.nunique())
-    facts = {"doses": sizes or "none", "measured": _measured(drawn, setting), "seeds": counted}
+    seeds = stats.in_words(drawn[drawn.prompts.notna()].groupby("condition").seed.nunique())
+    facts = {"doses": sizes or "none", "measured": _measured(drawn, setting), "seeds": seeds}
     return figure, drawn, caption("dose_response", profile, **facts)
 
 
@@ -179,7 +178,7 @@ def course(found: tables.Tables, setting: Setting, profile: str, x: str) -> tupl
         rises = drawn.dropna(subset="trend_low").drop_duplicates(["trait", "context", "condition"]).itertuples()
         told = (f"{r.trait} {r.context}, {r.condition}: {r.trend:.2f} [{r.trend_low:.2f}, {r.trend_high:.2f}]" for r in rises)
         facts["trends"] = "; ".join(told) or "none could be computed"
-    return figure, drawn, caption(x, profile, **_counted(drawn), **facts)
+    return figure, drawn, caption(x, profile, **counted(drawn, drawn.interval), **facts)
 
 
 def heuristics(found: dict[str, tables.Tables], profile: str) -> tuple[Figure, pd.DataFrame, str]:
@@ -191,7 +190,7 @@ def heuristics(found: dict[str, tables.Tables], profile: str) -> tuple[Figure, p
     drawn = effects.heuristics(every)
     figure = _against_suppression(drawn, tables.HEURISTICS, 4.2, "setting", profile)
     r, off = tables.correlations(drawn).iloc[-1], tables.errors(drawn).iloc[-1].round(2).to_dict()
-    return figure, drawn, caption("heuristics", profile, r=r, off=off, edge=EDGE, **_counted(drawn))
+    return figure, drawn, caption("heuristics", profile, r=r, off=off, edge=EDGE, **counted(drawn, drawn.interval))
 
 
 def _against_suppression(drawn: pd.DataFrame, names: tuple[str, ...], height: float, style: str, profile: str) -> Figure:
@@ -211,12 +210,13 @@ def confound(found: tables.Tables, setting: Setting, profile: str) -> tuple[Figu
     """Suppression against the loss that a prompt closes before training, and training then; figure, rows drawn and caption."""
     drawn = effects.heuristics([effects.Effects(found, setting)], effects.CC)
     figure = _against_suppression(drawn, ("solved", "learned", "elicited"), 3.4, "trait", profile)
-    return figure, drawn, caption("confound", profile, edge=EDGE, **_counted(drawn))
+    return figure, drawn, caption("confound", profile, edge=EDGE, **counted(drawn, drawn.interval))
 
 
-def _counted(drawn: pd.DataFrame) -> dict[str, str]:
-    missing, shown = "; ".join(drawn[drawn.seeds == 0].interval.unique()), drawn[drawn.seeds > 0]
-    return {"seeds": stats.in_words(shown.seeds), "without": f" Not drawn: {missing}." * bool(missing)}
+def counted(drawn: pd.DataFrame, why: pd.Series) -> dict[str, str]:
+    """What a caption says of n, and of rows without seeds: why they are not drawn (one text a row)."""
+    missing = "; ".join(why[drawn.seeds == 0].unique())
+    return {"seeds": stats.in_words(drawn.seeds[drawn.seeds > 0]), "without": f" Not drawn: {missing}." * bool(missing)}
 
 
 def draw_interval(axis: Any, found: stats.Interval, height: float, colour: str, tick: float = 0.3) -> None:
@@ -321,7 +321,7 @@ def two_by_two(found: tables.Tables, setting: Setting, profile: str) -> tuple[Fi
     figure.supxlabel(word("suppression"), fontsize=7)
     handles = dict(zip(*panels[0].get_legend_handles_labels()[::-1], strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, title=mark(profile))
-    return figure, drawn, caption("two_by_two", profile, edge=EDGE, **_counted(drawn))
+    return figure, drawn, caption("two_by_two", profile, edge=EDGE, **counted(drawn, drawn.interval))
 
 
 def claim_verdicts(found: tables.Tables, setting: Setting, profile: str) -> tuple[Figure, pd.DataFrame, str]:

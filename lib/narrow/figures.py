@@ -202,7 +202,7 @@ def bridged(found: Found) -> Drawn:
     axis.set(ylim=(len(shown) - 0.5, -0.5), xlim=(-figures.EDGE, figures.EDGE + 1), xlabel="share of general minus control")
     handles = dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, title=figures.mark(found.profile))
-    return figure, drawn, _counted(drawn, drawn.rule)
+    return figure, drawn, figures.counted(drawn, drawn.rule)
 
 
 def families(found: Found) -> Drawn:
@@ -220,18 +220,13 @@ def families(found: Found) -> Drawn:
     axes[0, 0].set_yticks(range(len(names)), names)
     figure.supxlabel(f"{word('of pattern')}\n{figures.mark(found.profile)}", fontsize=7)
     facts = {"edge": figures.EDGE, "weight": f"{plan.scale(found.profile)['forms']['lora']['weight']:g}"}
-    return figure, drawn, facts | _counted(drawn, drawn.family + ", " + drawn.contrast.map(word) + ", as " + drawn.rule)
+    return figure, drawn, facts | figures.counted(drawn, drawn.family + ", " + drawn.contrast.map(word) + ", as " + drawn.rule)
 
 
 def _point(axis: Any, row: Any, height: float, colour: str, tick: float, **look: Any) -> None:
     interval = stats.Interval(row.estimate, row.low, row.high, row.seeds, row.rule)
     figures.draw_interval(axis, interval, height, colour, tick)
     axis.plot(row.estimate, height, "o", ms=3, color=colour, **look)
-
-
-def _counted(drawn: pd.DataFrame, why: pd.Series) -> dict[str, str]:
-    missing = "; ".join(dict.fromkeys(why[drawn.seeds == 0]))
-    return {"seeds": stats.in_words(drawn[drawn.seeds > 0].seeds), "without": f" Not drawn: {missing}." * bool(missing)}
 
 
 FIGURES = {each.__name__: each for each in (solutions, efficiency, stability, drift, significance, families, monitor, bridged)}
