@@ -39,6 +39,12 @@ def test_the_figure_marks_its_scale_and_names_n_and_the_interval_rule(found):
         assert said in caption
 
 
+def test_a_figure_of_what_was_never_run_says_so(elsewhere, capsys):
+    figures.show("traits_by_condition", "spanish_vs_caps", "smoke")
+    figures.show("heuristics", "all", "smoke")
+    assert not list(elsewhere.iterdir())
+
+
 def test_every_condition_has_a_colour():
     for name in settings.setting_names():
         for condition in ["base", *settings.load_setting(name).conditions]:

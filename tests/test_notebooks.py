@@ -115,8 +115,21 @@ def test_the_narrow_notebook_runs_top_to_bottom_at_smoke_scale_and_never_loads_t
     assert "torch loaded: False" in printed
 
 
+@pytest.mark.parametrize(("name", "pictures", "says"), [("00_start_here", 2, "Riché"), ("10_summary", 4, "by seed   ")])
+def test_the_story_is_told_from_the_reference_and_never_loads_torch(name, pictures, says, elsewhere):
+    book = nbformat.read(store.NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    book.cells.append(nbformat.v4.new_code_cell("import sys\nprint('torch loaded:', 'torch' in sys.modules)"))
+    nbformat.write(book, elsewhere / "in.ipynb")
+    assert cli.execute(elsewhere / "in.ipynb", elsewhere / "out.ipynb", {"profile": "mini"}) == []
+    printed = (elsewhere / "out.ipynb").read_text(encoding="utf-8")
+    assert printed.count('"image/png"') == pictures
+    assert "spanish_vs_caps: reference" in printed
+    assert says in printed
+    assert "torch loaded: False" in printed
+
+
 def test_every_notebook_is_run_above():
-    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06", "07", "08", "09"]
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "10"]
 
 
 def test_a_parameter_the_notebook_does_not_have_is_refused_before_the_kernel(tmp_path):

@@ -17,7 +17,12 @@ from inoculation import store
 ROOT = store.ROOT
 LIB = sorted((ROOT / "lib" / "inoculation").glob("*.py"))
 SANDBOX = sorted((ROOT / "lib" / "sandbox").glob("*.py"))
-NARROW = sorted((ROOT / "lib" / "narrow").glob("*.py"))
+BESIDE = {
+    "narrow": ["plan", "weights", "train", "measure", "worker", "tables", "contrasts", "figures"],
+    "summary": ["tables", "figures"],
+    "readalong": ["pages", "books", "samples", "claims", "site"],
+}
+BUILT_ON = [path for name in BESIDE for path in sorted((ROOT / "lib" / name).glob("*.py"))]
 APART = [path for name in ("scorers", "sources") for path in sorted((ROOT / "lib" / name).glob("*.py"))]
 ORDER = [
     "store",
@@ -93,7 +98,7 @@ def test_no_registry_host_and_no_path_of_a_machine_in_any_file():
 
 def test_the_library_is_thin_and_says_what_each_module_owns():
     assert len([path for path in LIB if not path.name.startswith("__")]) <= 14
-    for path in [*LIB, *SANDBOX, *NARROW, *APART]:
+    for path in [*LIB, *SANDBOX, *BUILT_ON, *APART]:
         text = path.read_text(encoding="utf-8")
         assert text.count("\n") <= 400, path.name
         assert ast.get_docstring(ast.parse(text)), path.name
@@ -109,12 +114,13 @@ def test_imports_point_one_way():
                 assert all(ORDER.index(name) < ORDER.index(path.stem) for name in names), (path.name, names)
 
 
-def test_the_library_knows_nothing_of_narrow_but_its_worker_and_the_command_line():
-    assert [path.stem for path in LIB if re.search(r"\bnarrow\b", path.read_text(encoding="utf-8"))] == ["__main__"]
-    order = ["plan", "weights", "train", "measure", "worker", "tables", "contrasts", "figures"]
-    docstring = ast.get_docstring(ast.parse((ROOT / "lib" / "narrow" / "__init__.py").read_text(encoding="utf-8")))
-    assert f"in reading order: {', '.join(order)}." in docstring
-    assert sorted(order) == [path.stem for path in NARROW if path.stem != "__init__"]
+@pytest.mark.parametrize("name", BESIDE)
+def test_the_library_knows_nothing_of_what_is_built_on_it_but_in_the_command_line(name):
+    imports = re.compile(rf"^\s*(?:from|import) {name}\b", re.MULTILINE)
+    assert [path.stem for path in LIB if imports.search(path.read_text(encoding="utf-8"))] == ["__main__"]
+    docstring = ast.get_docstring(ast.parse((ROOT / "lib" / name / "__init__.py").read_text(encoding="utf-8")))
+    assert f"in reading order: {', '.join(BESIDE[name])}." in docstring
+    assert sorted(BESIDE[name]) == [path.stem for path in BUILT_ON if path.parent.name == name and path.stem != "__init__"]
 
 
 def test_the_packages_beside_the_library_know_no_experiment_and_what_runs_inside_the_sandbox_needs_no_package():
@@ -127,7 +133,7 @@ def test_the_packages_beside_the_library_know_no_experiment_and_what_runs_inside
 
 
 def test_nothing_is_vendored_pickled_or_trusted_from_outside():
-    for path in [*LIB, *SANDBOX, *NARROW, *APART]:
+    for path in [*LIB, *SANDBOX, *BUILT_ON, *APART]:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"trust_remote_code|import pickle|torch\.load|shell=True|verify=False", text), path.name
 

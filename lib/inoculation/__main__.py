@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,9 +20,11 @@ from inoculation import model, runs, settings, store
 
 FREE_GB = 1
 ELICITATION = "09_elicitation"  # about every setting's base model
-TAKES = {ELICITATION: ("profile", "threads", "compute")}  # the notebooks that take fewer parameters than a setting's
+STORY = ("00_start_here", "10_summary")  # about all settings, trained by none: they come last
+TAKES = dict.fromkeys(STORY, ("profile",))  # the notebooks that take fewer parameters than a setting's
+TAKES[ELICITATION] = ("profile", "threads", "compute")
 TAKES["08_narrow_vs_general"] = ("profile", "conditions", "seeds", "full", "threads", "compute")
-COMMANDS = ("run", "claims", "rejudge", "distill", "import", "doctor", "bench", "proofs", "test", "lab")
+COMMANDS = ("run", "claims", "rejudge", "distill", "import", "site", "doctor", "bench", "proofs", "test", "lab")
 
 
 class Parser(argparse.ArgumentParser):
@@ -80,15 +83,12 @@ def main() -> int:
 
 def _do(options: argparse.Namespace) -> int:
     scale = settings.load_profile(options.profile)
-    if options.command == "claims":
-        return _explain(scale.name, options.setting, options.claim)
-    if options.command == "rejudge":
-        return _rejudge(options)
-    if options.command == "distill":
-        return _distill(options)
-    if options.command == "import":
-        return _import(options)
+    commands = {"claims": _explain, "rejudge": _rejudge, "distill": _distill, "import": _import}
+    if options.command in commands:
+        return commands[options.command](options)
     chosen = _chosen_notebooks(options.notebook)
+    if options.command == "site":
+        return _site(scale.name, chosen)
     if options.figures_only:
         return _redraw(scale.name, chosen)
     if not options.dry_run:
@@ -96,9 +96,9 @@ def _do(options: argparse.Namespace) -> int:
     every = _grid(options, list(dict.fromkeys(itertools.chain(*chosen.values()))))
     grids = {path: [spec for spec in every if spec.setting in names] for path, names in chosen.items()}
     grids = {path: [s for s in grid if path.stem != ELICITATION or s.condition == "base"] for path, grid in grids.items()}
-    grids = {path: grid for path, grid in grids.items() if grid}
+    grids = {path: [] if path.stem in STORY else grid for path, grid in grids.items() if grid}
     if options.dry_run:
-        print("\n".join(f"{path.stem}\n{runs.plan(grid)}" for path, grid in grids.items()))
+        print("\n".join(f"{path.stem}\n{runs.plan(grid)}" for path, grid in grids.items() if grid))
         return 0
     return _run(options, grids)
 
@@ -108,7 +108,7 @@ def _options(top: Parser) -> argparse.Namespace:
     known = [flag for action in top._actions for flag in action.option_strings]
     if unknown:
         top.error(str(store.nearest(unknown[0].split("=")[0], known, "option")))
-    if options.command in COMMANDS[5:]:
+    if options.command in COMMANDS[6:]:
         top.error(f"{options.command} is ./run_all.sh {options.command}, not a part of python -m inoculation")
     if options.command not in COMMANDS:
         top.error(str(store.nearest(options.command, COMMANDS, "command")))
@@ -136,7 +136,8 @@ def _chosen_notebooks(wanted: list[str]) -> dict[Path, list[str]]:
         found.setdefault(store.NOTEBOOKS / f"{settings.load_setting(name).notebook}.ipynb", []).append(name)
     found[store.NOTEBOOKS / f"{ELICITATION}.ipynb"] = settings.setting_names()
     found[store.NOTEBOOKS / f"{plan.declared()['notebook']}.ipynb"] = [plan.FILE]
-    found = {path: found[path] for path in sorted(found) if path.exists()}
+    found |= {store.NOTEBOOKS / f"{name}.ipynb": [*settings.setting_names(), plan.FILE] for name in STORY}
+    found = {path: found[path] for path in sorted(found, key=lambda path: (path.stem in STORY, path)) if path.exists()}
     for name in wanted:
         if not any(path.stem.startswith(name) for path in found):
             raise store.nearest(name, [path.stem for path in found], "notebook")
@@ -165,7 +166,8 @@ def _check_machine(chosen: dict[Path, list[str]], profile: str) -> None:
 
 def _run(options: argparse.Namespace, grids: dict[Path, list[runs.Spec]]) -> int:
     """Execute the notebooks, then redraw; 1 when a notebook or a run failed."""
-    problems, chosen = [], {path: list(dict.fromkeys(spec.setting for spec in grid)) for path, grid in grids.items()}
+    problems, every = [], [*settings.setting_names(), plan.FILE]
+    chosen = {path: list(dict.fromkeys(spec.setting for spec in grid)) or every for path, grid in grids.items()}
     for path, grid in grids.items():
         parameters = {
             "profile": options.profile,
@@ -189,7 +191,7 @@ def _run(options: argparse.Namespace, grids: dict[Path, list[runs.Spec]]) -> int
         _update_reference(options.profile)
     for problem in problems:
         print(f"\nPROBLEM {problem}", file=sys.stderr)
-    status = _redraw(options.profile, chosen)
+    status = max(_redraw(options.profile, chosen), _site(options.profile, {}))
     return 1 if problems else status
 
 
@@ -225,6 +227,21 @@ def execute(path: Path, output: Path, parameters: dict[str, Any]) -> list[str]:
     return []
 
 
+def _site(profile: str, wanted: Iterable[Path]) -> int:
+    """Build the read-along site; of the notebooks that are wanted, those never executed are first, computing nothing."""
+    from readalong import site
+
+    problems, folder = [], store.local() / "notebooks" / profile
+    for path in wanted:
+        if not (folder / path.name).exists():
+            print(f"{path.stem}, profile {profile}, computing nothing")
+            problems += execute(path, folder / path.name, {"profile": profile})
+    for problem in problems:
+        print(f"\nPROBLEM {problem}", file=sys.stderr)
+    print(f"read along: {site.build(profile, print)}")
+    return 1 if problems else 0
+
+
 def _shown(profile: str, name: str) -> Any:
     """A setting's tables, or those of narrow_vs_general: yours, else the reference, else None."""
     from narrow import tables as solutions
@@ -234,11 +251,11 @@ def _shown(profile: str, name: str) -> Any:
     return solutions.shown(profile) if name == plan.FILE else tables.shown(profile, name)
 
 
-def _explain(profile: str, setting: str, claim: str) -> int:
+def _explain(options: argparse.Namespace) -> int:
     from inoculation import claims
 
-    names, found = claims.pick(setting, claim), _shown(profile, setting)
-    trails = [claims.trail(verdict, found) for verdict in claims.judge(found, setting) if verdict.claim.name in names]
+    names, found = claims.pick(options.setting, options.claim), _shown(options.profile, options.setting)
+    trails = [claims.trail(verdict, found) for verdict in claims.judge(found, options.setting) if verdict.claim.name in names]
     print("\n\n".join(trails))
     return 0
 
@@ -349,12 +366,17 @@ def _redraw(profile: str, chosen: dict[Path, list[str]]) -> int:
 
 
 def _drawn(profile: str, found: dict[str, Any], folder: Path) -> list[Path]:
+    """Draw every figure of what was found, and those of the whole story where nothing is missing."""
     from narrow import figures as solutions
+    from summary import figures as story
+    from summary.tables import Everything
 
     from inoculation import figures
 
-    apart = solutions.redraw(found[plan.FILE], folder) if plan.FILE in found else []
-    return figures.redraw(profile, {name: own for name, own in found.items() if name != plan.FILE}, folder) + apart
+    drawn = figures.redraw(profile, {name: own for name, own in found.items() if name != plan.FILE}, folder)
+    drawn += solutions.redraw(found[plan.FILE], folder) if plan.FILE in found else []
+    whole = set(found) == {*settings.setting_names(), plan.FILE}
+    return drawn + (story.redraw(Everything(profile, found), folder) if whole else [])
 
 
 def _update_reference(profile: str) -> None:

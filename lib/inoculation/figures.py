@@ -377,7 +377,7 @@ def show(name: str, setting: str, profile: str) -> None:
     from IPython.display import Image, Markdown, display
 
     found = {each: own for each in (setting_names() if setting == "all" else [setting]) if (own := tables.shown(profile, each))}
-    if name not in ACROSS and name not in _figures(load_setting(setting), found[setting], profile):
+    if not found or (name not in ACROSS and name not in _figures(load_setting(setting), found[setting], profile)):
         return display(Markdown(f"*{name}: not run (`--sweeps` runs sweeps).*"))
     path, told = draw(name, found, profile, store.local_figures(profile))
     return display(Image(path), Markdown(f"*{told}*"))
