@@ -123,7 +123,7 @@ def test_the_story_is_told_from_the_reference_and_never_loads_torch(name, pictur
     assert cli.execute(elsewhere / "in.ipynb", elsewhere / "out.ipynb", {"profile": "mini"}) == []
     printed = (elsewhere / "out.ipynb").read_text(encoding="utf-8")
     assert printed.count('"image/png"') == pictures
-    assert "spanish_vs_caps: reference" in printed
+    assert "what follows is reference: bad_medical_advice, " in printed
     assert says in printed
     assert "torch loaded: False" in printed
 

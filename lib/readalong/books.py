@@ -34,7 +34,7 @@ ATTRIBUTES |= dict.fromkeys(["th", "td"], ["colspan", "rowspan", "scope", "heade
 TOLD = re.compile(
     r"^(?:(\w+): )?(?:what follows is|the trained models are) (yours|reference)(?:[:,] (\d+) runs)?", re.MULTILINE
 )
-LONG = 60  # characters from which a table's cell is prose
+LENGTHS = {"long": 60, "phrase": 20}  # characters from which a table's cell is prose, or wraps badly when it is narrow
 HEADINGS = ["h1", "h2", "h3", "h4"]
 
 
@@ -299,8 +299,8 @@ def _tidy_tables(soup: BeautifulSoup) -> None:
                 cell.name = "td"
                 del cell["scope"]
         for cell in table.find_all("td"):
-            if len(cell.get_text()) > LONG:
-                cell["class"] = [*cell.get("class", ()), "long"]
+            fitting = [name for name, least in LENGTHS.items() if len(cell.get_text()) > least]
+            cell["class"] = [*cell.get("class", ()), *fitting[:1]]
         framed = table.parent if "scroll" in table.parent.get("class", ()) else table.wrap(Tag(name="div"))
         frame = {"class": "scroll", "role": "region", "tabindex": "0", "aria-label": f"Table {number}"}
         framed.attrs |= frame

@@ -59,6 +59,11 @@ class Everything:
         found = {name: self.found.get(name) for name in (*setting_names(), plan.FILE)}
         return {name: own.origin if own is not None else "not run" for name, own in found.items()}
 
+    def __str__(self) -> str:
+        names = {origin: [name for name, own in self.origins.items() if own == origin] for origin in self.origins.values()}
+        told = {"yours": "what follows is yours", "reference": "what follows is reference"}
+        return "\n".join(f"{told.get(origin, origin)}: {', '.join(own)}" for origin, own in names.items())
+
 
 def gather(profile: str) -> Everything:
     """Every setting's tables: yours where you have any, else the committed reference."""
