@@ -4,22 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
-import sandbox
-from inoculation import runs, settings
+from ahead import NO_SANDBOX as NO_SANDBOX
+from ahead import SPECS, Ahead
+from inoculation import runs
 from narrow import plan, tables
 
-PAIR_RUNS = ("baseline", "inoculation.caps")
 SMOKE = ("base", "baseline", "inoculation.spanish")
-
-
-def _no_sandbox():
-    try:
-        return sandbox.tier() and ""
-    except sandbox.SandboxError as error:
-        return str(error)
-
-
-NO_SANDBOX = _no_sandbox()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,39 +30,31 @@ def smoke(home):
     return specs, report, lines
 
 
+@pytest.fixture(scope="session", autouse=True)
+def ahead(request, home, tmp_path_factory):
+    """Begins what `narrowed` and `pairs` hold, so that it is done, or nearly, when the first test asks for it."""
+    given = [(item, getattr(item, "callspec", None)) for item in request.session.items]
+    params = [(item, spec.params if spec else {}) for item, spec in given]
+    asked = {name for item, own in params for name in [*(set(item.fixturenames) - set(own)), own.get("stored")]}
+    begun = Ahead([name for name in SPECS if name in asked], tmp_path_factory.mktemp)
+    yield begun
+    begun.close()
+
+
 @pytest.fixture(scope="session")
-def pairs(tmp_path_factory):
+def pairs(ahead):
     """A home of its own with smoke runs of setting 1's pairs, the headline's base model and sweep, and settings 3 to 7."""
-    folder = tmp_path_factory.mktemp("pairs")
-    names = [name for name in settings.setting_names() if name.startswith("trait_distillation")]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("INOCULATION_HOME", str(folder))
-        specs = [*runs.grid(names[:1], "smoke", ["base"]), *runs.grid(names, "smoke", PAIR_RUNS, sweeps=True)]
-        others = [
-            "bad_medical_advice",
-            "bad_medical_advice_cite",
-            "insecure_code",
-            "reward_hacks",
-            "change_my_view",
-            "change_my_view_cite",
-        ]
-        specs += runs.grid([*others, *["mbpp"] * (not NO_SANDBOX)], "smoke", ["baseline"])
-        report = runs.ensure(specs, say=lambda line: None)
-    assert not report.failed, report
-    return folder
+    return ahead.done("pairs")[0]
 
 
 @pytest.fixture(scope="session")
-def narrowed(tmp_path_factory):
+def narrowed(ahead):
     """A home of its own with every smoke solution, done by the real worker: (home, specs, report)."""
-    folder = tmp_path_factory.mktemp("narrow")
+    folder, report = ahead.done("narrowed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INOCULATION_HOME", str(folder))
-        specs = plan.grid("smoke")
-        report = runs.ensure(specs, say=lambda line: None)
-        assert not report.failed, report
         assert tables.write("smoke") == folder / "data" / "local" / "tables" / "smoke"
-    return folder, specs, report
+    return folder, plan.grid("smoke"), report
 
 
 @pytest.fixture(scope="session")
