@@ -80,6 +80,47 @@ def test_kept_and_suppressed_are_the_two_suppressions_of_a_condition():
     assert row.kept == pytest.approx(1 - known.interval.estimate)
 
 
+def test_a_condition_of_no_direction_stands_once_where_directions_share_their_traits(every):
+    drawn = tables.selectivity(every)
+    medical = drawn[drawn.setting == "bad_medical_advice"]
+    assert (medical.condition.value_counts() == 1).all()
+    both = drawn[(drawn.setting == "spanish_vs_caps") & (drawn.condition == "irrelevant.shoes")]
+    assert set(both.direction) == {"spanish", "caps"}
+
+
+def test_one_setting_more_than_there_are_markers_is_drawn(every):
+    more = tables.Everything("mini", every.found)
+    known = every.effects | {f"setting_{number}": every.effects["spanish_vs_caps"] for number in range(12)}
+    object.__setattr__(more, "effects", known)
+    assert len(figures.selectivity(more)[1]) > 40
+
+
+def test_few_seeds_of_yours_stand_beside_the_reference_and_enough_of_them_instead(elsewhere, monkeypatch):
+    def planted_here(seeds):
+        found = planted(seeds=seeds)
+        folder = store.local_tables("mini")
+        for name in ("scores", "losses", "runs", "tracks", "sweeps"):
+            store.write_csv(folder / f"{name}.csv", getattr(found, name))
+        return tables.gather("mini")
+
+    few = planted_here(1)
+    assert few.origins["spanish_vs_caps"] == "reference"
+    assert "beside it, with fewer seeds, yours: spanish_vs_caps" in str(few)
+    cell = tables.cells(few).set_index("claim").loc["cc.table.spanish_vs_caps.matched_highest"]
+    assert (cell.verdict, cell.yours.split(":")[0]) == ("No", "Inconclusive")
+    assert f"yours: {cell.yours}" in tables.rendered(few, "table.md")
+    enough = planted_here(5)
+    assert enough.origins["spanish_vs_caps"] == "yours"
+    assert not enough.yours
+
+
+def test_a_no_where_nothing_was_taken_says_so(every):
+    drawn = tables.cells(every).set_index("claim").remark
+    assert "so there is little to restore" in drawn["cc.table.bad_medical_advice.rephrasing_recovers"]
+    assert drawn["cc.table.bad_medical_advice.irrelevant_suppress"] == ""
+    assert drawn["cc.table.spanish_vs_caps.rephrasing_recovers"] == ""
+
+
 def test_the_two_by_two_is_that_of_every_setting(every):
     drawn = tables.identification(every)
     assert set(drawn.setting) == set(settings.setting_names())
@@ -124,13 +165,14 @@ def test_where_nothing_was_run_everything_says_so(elsewhere):
 
 def test_the_published_numbers_have_a_question_a_source_and_a_caveat_each():
     drawn = tables.published()
-    assert set(drawn.question) == {1, 2, 3, 4}
+    assert drawn.question.nunique() == 4
+    assert drawn.question.str.endswith("?").all()
     assert set(drawn.says) <= {"yes", "partly", "no", "mixed"}
     # Both sides are listed where both were published.
-    assert {"yes", "no"} <= set(drawn.says[drawn.question == 2])
+    assert {"yes", "no"} <= set(drawn.says[drawn.question.str.contains("rephrasing")])
     for column in ("source", "model", "measure", "compared", "where", "caveat"):
         assert (drawn[column].str.len() > 1).all(), column
-    assert (drawn["first"] + drawn["second"]).str.contains(r"\d").all()
+    assert (drawn["with"] + drawn["without"]).str.contains(r"\d").all()
 
 
 def test_the_map_names_every_notebook_that_follows_a_section():

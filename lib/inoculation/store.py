@@ -264,9 +264,11 @@ def keep_csv(path: Path, frame: "pd.DataFrame", by: list[str]) -> None:
 
 
 def provenance(sources: dict[Path, str]) -> dict[str, Any]:
-    """Where tables came from: their origin (sources: folder to origin) and the digest of every file in their folders."""
-    files = [path for folder in sources for path in sorted(folder.iterdir()) if path.is_file()]
-    return {"origin": " and ".join(dict.fromkeys(sources.values())), "inputs": {p.name: file_digest(p) for p in files}}
+    """Where tables came from: their origin (sources: folder to origin) and every file's digest, of several as ORIGIN/NAME."""
+    files = {
+        f"{origin}/" * (len(sources) > 1) + p.name: p for each, origin in sources.items() for p in each.iterdir() if p.is_file()
+    }
+    return {"origin": " and ".join(dict.fromkeys(sources.values())), "inputs": {n: file_digest(p) for n, p in files.items()}}
 
 
 def write_figure(path: Path, figure: Any, drawn: "pd.DataFrame", record: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 A point is a mean over seeds, a line its 95 % Student t interval; one seed has a point and no line.
 """
 
+import itertools
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +16,14 @@ from inoculation import claims, stats, store
 from inoculation.claims import Verdict
 from inoculation.figures import TWO_BY_TWO, VERDICTS, canvas, caption, draw_interval, mark, palette, word
 from matplotlib.figure import Figure
+from narrow import plan
 
 from summary import tables
 from summary.tables import TABLE, Everything
 
 Drawn = tuple[Figure, pd.DataFrame, dict[str, Any]]
 WITHIN = 1.0  # of the axes of effects; what reaches further is cut, and the caption says so
+KEPT_SHOWN = (0, 1.75)  # of the axis of what is kept; a condition beyond it is named at the edge
 MARKERS = ("o", "s", "D", "^", "v", "<", ">", "P", "X", "p", "*")
 
 
@@ -28,8 +31,10 @@ def _verdict(axis: Any, verdict: Verdict, height: float, between: str) -> None:
     """One claim at a height: what the paper says, the verdict, and the estimate with its interval where there is one."""
     colour = VERDICTS[claims.agreement(verdict.claim.paper_class, verdict.verdict)]
     if verdict.interval.n:
-        axis.plot(verdict.interval.estimate, height, "o", ms=2.5, color=colour)
         draw_interval(axis, verdict.interval, height, colour, tick=0.1)
+        at = verdict.interval.estimate
+        beyond = "<" if at < -WITHIN else ">" if at > WITHIN else ""
+        axis.plot(min(max(at, -WITHIN), WITHIN), height, beyond or "o", ms=2.5, color=colour, clip_on=not beyond)
     told = f"{verdict.claim.paper_class}{between}{verdict.verdict}"
     axis.text(0.04 - WITHIN, height - 0.12, told, size=4.2, va="bottom", linespacing=1.05, color="0.25")
 
@@ -81,23 +86,41 @@ def forest(every: Everything) -> Drawn:
 
 
 def selectivity(every: Everything) -> Drawn:
-    """Positive trait kept against negative trait suppressed, a point per setting, direction and condition, by kind."""
+    """Positive trait kept against negative trait suppressed, a point per setting, condition and pair of traits, by kind."""
     drawn = tables.selectivity(every)
     known = drawn[drawn.seeds > 0]
-    figure, axis = canvas(3.9)
+    figure, axis = canvas(4.1)
     axis.hlines(known.suppressed, known.kept_low, known.kept_high, color="0.8", lw=0.4, zorder=1)
     axis.vlines(known.kept, known.suppressed_low, known.suppressed_high, color="0.8", lw=0.4, zorder=1)
-    style = {"markers": dict(zip(every.effects, MARKERS, strict=False)), "s": 16, "zorder": 2, "linewidth": 0.3}
+    style = {
+        "markers": dict(zip(every.effects, itertools.cycle(MARKERS), strict=False)),
+        "s": 16,
+        "zorder": 2,
+        "linewidth": 0.3,
+    }
     style["palette"] = {kind: palette()[kind] for kind in dict.fromkeys(known.kind)} or None
     sns.scatterplot(known, x="kept", y="suppressed", hue="kind", style="setting", ax=axis, **style).legend([], [])
     axis.plot([1], [1], marker="+", color="k", ms=8, ls="")
     axis.plot([0, 2], [1, -1], color="k", lw=0.6, ls=":")
-    axis.set(xlim=(0, 1.75), ylim=(-0.75, 1.25), xlabel=word("kept of positive"), ylabel=word("suppressed of negative"))
-    named = dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
-    shown = [label for label in named if label not in ("kind", "setting")]
-    look = {"loc": "outside lower center", "ncols": 2, "title": mark(every.profile), "fontsize": 5}
-    figure.legend([named[label] for label in shown], [word(label) for label in shown], **look)
+    axis.set(xlim=KEPT_SHOWN, ylim=(-0.75, 1.25), xlabel=word("kept of positive"), ylabel=word("suppressed of negative"))
+    for row in known[known.kept > KEPT_SHOWN[1]].itertuples():
+        axis.text(
+            KEPT_SHOWN[1], row.suppressed + 0.02, f"{row.condition}, at {row.kept:.1f} >", size=4.5, ha="right", color="0.25"
+        )
+    _two_columns(figure, axis, every.profile)
     return figure, drawn, {"seeds": stats.in_words(known.seeds), "without": _without(drawn)}
+
+
+def _two_columns(figure: Figure, axis: Any, profile: str) -> None:
+    """A legend with the kinds in one column and the settings in the other."""
+    named = dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
+    kinds = [label for label in named if label in palette()]
+    others = [label for label in named if label not in (*kinds, "kind", "setting")]
+    blank = matplotlib.lines.Line2D([], [], ls="")
+    columns = [[*column, *[""] * (max(len(kinds), len(others)) - len(column))] for column in (kinds, others)]
+    labels = list(itertools.chain(*columns))
+    look = {"loc": "outside lower center", "ncols": 2, "title": mark(profile), "fontsize": 5}
+    figure.legend([named.get(label, blank) for label in labels], [word(label) for label in labels], **look)
 
 
 def identification(every: Everything) -> Drawn:
@@ -150,11 +173,12 @@ def draw(name: str, every: Everything, folder: Path) -> tuple[Path, str]:
     """Draw one figure from all settings' tables into a folder; the PNG's path and its caption."""
     figure, drawn, facts = FIGURES[name](every)
     told = caption(name, every.profile, edge=WITHIN, **facts)
-    found = [own for own in every.found.values() if own is not None]
-    origins = {own.folder: own.origin for own in found} | {own.own: own.origin for own in found if hasattr(own, "own")}
-    record = {"figure": name, "caption": told, **store.provenance(origins)}
-    record |= {"run_ids": sorted({run for own in found for run in own.runs.run_id})}
-    record |= {"commits_of_runs": sorted({commit for own in found for commit in own.runs.commit})}
+    found = {setting: own for setting, own in every.found.items() if own is not None}
+    apart = found.get(plan.FILE)
+    record = {"figure": name, "caption": told, plan.FILE: store.provenance({apart.own: apart.origin} if apart else {})}
+    record |= store.provenance({own.folder: own.origin for setting, own in found.items() if setting != plan.FILE})
+    record |= {"run_ids": sorted({run for own in found.values() for run in own.runs.run_id})}
+    record |= {"commits_of_runs": sorted({commit for own in found.values() for commit in own.runs.commit})}
     store.write_figure(folder / f"{name}.png", figure, drawn, record)
     return folder / f"{name}.png", told
 

@@ -5,7 +5,7 @@ Every number comes from a run's tables, from data/claims.yaml or from data/publi
 
 import functools
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +22,37 @@ from narrow import tables as solutions
 TABLE = "cc.table."
 CELLS = [
     *("setting", "question", "claim", "paper_class", "paper_words", "verdict", "estimate", "ci_low", "ci_high", "n_seeds", "p"),
-    *("agreement", "decided_by", "contrast", "reason", "origin"),
+    *("agreement", "decided_by", "contrast", "reason", "origin", "remark", "yours"),
 ]
 KEPT = [
     *("setting", "direction", "condition", "kind", "kept", "kept_low", "kept_high", "kept_by"),
     *("suppressed", "suppressed_low", "suppressed_high", "suppressed_by", "seeds", "fault"),
 ]
-TWO_BY_TWO = ["direction", "trait", "effect", "context", "measure", "estimate", "low", "high", "seeds", "interval", "setting"]
-ELICITATION = "09_elicitation"
+IDENTIFIED = ["direction", "trait", "effect", "context", "measure", "estimate", "low", "high", "seeds", "interval", "setting"]
 PAGE = '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>CC\'s summary table, recomputed</title>\n{}</html>\n'
 
 
 @dataclass(frozen=True)
 class Everything:
-    """One profile's tables by setting, narrow_vs_general among them (absent or None: nothing was run), and all verdicts."""
+    """One profile's tables by setting, narrow_vs_general among them (absent or None: nothing was run), and all verdicts.
+
+    yours: your tables of settings of which something else is shown, as they have too few seeds for a verdict.
+    """
 
     profile: str
     found: dict[str, Any]
+    yours: dict[str, Any] = field(default_factory=dict)
 
     @functools.cached_property
     def verdicts(self) -> list[Verdict]:
         """The verdict on every claim, in the order of data/claims.yaml, settings together."""
         names = dict.fromkeys(claim.setting for claim in claims.load()[1].values())
         return list(itertools.chain(*(claims.judge(self.found.get(name), name) for name in names)))
+
+    @functools.cached_property
+    def own_verdicts(self) -> dict[str, Verdict]:
+        """What `yours` say, by claim."""
+        return {each.claim.name: each for name, own in self.yours.items() for each in claims.judge(own, name)}
 
     @functools.cached_property
     def effects(self) -> dict[str, Effects]:
@@ -62,31 +70,66 @@ class Everything:
     def __str__(self) -> str:
         names = {origin: [name for name, own in self.origins.items() if own == origin] for origin in self.origins.values()}
         told = {"yours": "what follows is yours", "reference": "what follows is reference"}
-        return "\n".join(f"{told.get(origin, origin)}: {', '.join(own)}" for origin, own in names.items())
+        lines = [f"{told.get(origin, origin)}: {', '.join(own)}" for origin, own in names.items()]
+        return "\n".join([*lines, *(f"beside it, with fewer seeds, yours: {name}" for name in self.yours)])
 
 
 def gather(profile: str) -> Everything:
-    """Every setting's tables: yours where you have any, else the committed reference."""
-    return Everything(
-        profile, {name: tables.shown(profile, name) for name in setting_names()} | {plan.FILE: solutions.shown(profile)}
+    """Every setting's tables: yours where they have the seeds that a verdict needs or stand alone, else the reference."""
+    found, few = {}, {}
+    for name, (shown, kept, seeds) in _offered(profile).items():
+        found[name] = shown
+        if kept is not None and shown is not None and shown.origin == "yours" and seeds < claims.load()[0].seeds:
+            few[name], found[name] = shown, kept
+    return Everything(profile, found, few)
+
+
+def _offered(profile: str) -> dict[str, tuple[Any, Any, int]]:
+    """By setting: the tables that its notebook shows, the reference's (or None), and the seeds of the former's trainings."""
+    reference, offered = tables.reference(profile), {}
+    for name in setting_names():
+        shown = tables.shown(profile, name)
+        kept = reference.of(name) if reference and name in set(reference.scores.setting) else None
+        trained = shown.scores[shown.scores.condition != effects.BASE] if shown else pd.DataFrame({"seed": []})
+        offered[name] = (shown, kept, trained.seed.nunique())
+    shown = solutions.shown(profile)
+    offered[plan.FILE] = (
+        shown,
+        solutions.read(store.RESULTS / profile, profile, "reference"),
+        len(shown.seeds) if shown else 0,
     )
+    return offered
 
 
 def cells(every: Everything) -> pd.DataFrame:
-    """CC's summary table, a row per cell (columns CELLS): nine settings by four questions, the paper beside what came out."""
+    """CC's summary table, a row per cell (columns CELLS): nine settings by four questions, the paper beside what came out.
+
+    yours: what too few seeds of yours say, empty where there are none or they are what is shown.
+    """
     rows = []
     for verdict in every.verdicts:
         claim, at = verdict.claim, verdict.interval
         if claim.name.startswith(TABLE):
+            own = every.own_verdicts.get(claim.name)
             rows.append(
                 (
                     *(claim.section.split(", ")[-1], claim.statement, claim.name, claim.paper_class, claim.words),
                     *(verdict.verdict, at.estimate, at.low, at.high, at.n, verdict.p),
                     *(claims.agreement(claim.paper_class, verdict.verdict), verdict.decides or verdict.effect.measure),
                     *(str(claim.contrast), verdict.reason, every.origins[claim.setting]),
+                    *(_remark(verdict, every), f"{own.verdict}: {own.interval}" if own else ""),
                 )
             )
     return pd.DataFrame(rows, columns=CELLS)
+
+
+def _remark(verdict: Verdict, every: Everything) -> str:
+    """Where rephrasing restores nothing: did the fixed prompts take anything away that could be restored?"""
+    contrast, bound = verdict.claim.contrast, claims.load()[0].none_within
+    if contrast.kind != "suppress" or not contrast.minus or verdict.verdict != "No":
+        return ""
+    fixed, _, _ = effects.evaluate(every.effects[verdict.claim.setting], replace(contrast, name="taken", minus=()), bound)
+    return f"the fixed prompts take {fixed.interval}, so there is little to restore" if fixed.interval.inside(bound) else ""
 
 
 def rendered(every: Everything, template: str) -> str:
@@ -109,13 +152,12 @@ def rendered(every: Everything, template: str) -> str:
 def _told(row: Any) -> str:
     """A cell's footnote: effect, interval, seeds, what decided, and why the verdict is what it is."""
     if not row.n_seeds:
-        return f"{row.contrast}: {row.reason}"
-    value = (
-        f"{row.estimate:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}], {row.n_seeds} seeds"
-        if row.ci_low == row.ci_low
-        else f"{row.estimate:.2f}"
-    )
-    return f"{row.contrast}: {value}, by {row.decided_by}; {row.reason or 'as the rule says'}"
+        value = row.reason
+    else:
+        limits = f" [{row.ci_low:.2f}, {row.ci_high:.2f}]" if row.ci_low == row.ci_low else ""
+        value = f"{row.estimate:.2f}{limits}, {row.n_seeds} seeds, by {row.decided_by}; {row.reason}"
+    more = [row.remark, f"yours: {row.yours}" * bool(row.yours)]
+    return "; ".join([f"{row.contrast}: {value}", *filter(None, more)])
 
 
 def write(every: Everything, folder: Path) -> list[Path]:
@@ -137,18 +179,19 @@ def tally(every: Everything) -> pd.DataFrame:
 
 
 def selectivity(every: Everything) -> pd.DataFrame:
-    """How much of the positive trait every trained condition keeps, and how much of the negative it suppresses.
+    """How much of the positive trait every condition keeps that is trained on it, and how much of the negative it suppresses.
 
-    A row per setting, direction and condition: shares of what training brings under the neutral prompt's training, in the
-    unrelated context, means over seeds with intervals; kind is the condition's.
+    A row per setting, condition and pair of traits: shares of what training brings, under unrelated prompts, means over seeds
+    with intervals. A condition that belongs to no direction stands once where several directions have the same traits.
     """
     rows = []
     for name, known in every.effects.items():
         for direction, roles in known.setting.directions.items():
-            for condition in known.every_dose([c for c in known.conditions if known.known[c].data == "trait"], direction):
-                if condition != BASELINE and known.known[condition].direction in ("", direction):
+            for condition in known.conditions:
+                about = known.known[condition]
+                if about.data == "trait" and condition != BASELINE and about.direction in ("", direction):
                     rows.append({"setting": name, "direction": direction, **_both(known, condition, roles)})
-    return pd.DataFrame(rows, columns=KEPT)
+    return pd.DataFrame(rows, columns=KEPT).drop_duplicates(["setting", "condition", "kept", "suppressed"])
 
 
 def _both(known: Effects, condition: str, roles: dict[str, str]) -> dict[str, Any]:
@@ -169,14 +212,19 @@ def _both(known: Effects, condition: str, roles: dict[str, str]) -> dict[str, An
 
 
 def identification(every: Everything) -> pd.DataFrame:
-    """The 2×2 of every setting, direction and trait under unrelated prompts: pattern, semantic and interaction effects."""
+    """The 2×2 of every setting, direction and trait under unrelated prompts: pattern, semantic and interaction effects.
+
+    What does not depend on the direction stands once, with the first.
+    """
     found = [effects.identification(known).assign(setting=name) for name, known in every.effects.items()]
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=TWO_BY_TWO)
+    drawn = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=IDENTIFIED)
+    return drawn.drop_duplicates(["setting", "trait", "effect", "estimate"])
 
 
 def published() -> pd.DataFrame:
-    """Other published numbers on CC's four questions, each with its source and its caveat (data/published.csv)."""
-    return pd.read_csv(store.DATA / "published.csv", keep_default_na=False)
+    """Other published numbers on the questions that CC begins with, with source and caveat (data/published.csv)."""
+    found = pd.read_csv(store.DATA / "published.csv", keep_default_na=False)
+    return found.assign(question=[figures.word(f"question {number}") for number in found.question])
 
 
 def words() -> pd.DataFrame:
@@ -189,21 +237,21 @@ def sections() -> pd.DataFrame:
     """Which notebook follows which section, on which settings."""
     rows = [(load_setting(name).notebook, load_setting(name).source, load_setting(name).title) for name in setting_names()]
     rows.append((plan.declared()["notebook"], "NEM", plan.declared()["title"]))
-    rows.append((ELICITATION, "CC, appendix", "every prompt of the settings above, before training"))
+    rows.append(("09_elicitation", "CC, appendix", "every prompt of the settings above, before training"))
     drawn = pd.DataFrame(rows, columns=["notebook", "follows", "settings"])
     joined = {"follows": lambda own: " and ".join(dict.fromkeys(own)), "settings": "; ".join}
     return drawn.groupby("notebook").agg(joined).reset_index()
 
 
 def planned(profile: str) -> dict[str, list[runs.Spec]]:
-    """The runs of a profile by notebook; a setting that has none in it is left out."""
+    """The runs of a profile by notebook, without the conditions that draw on more prompts than their pool holds."""
     found: dict[str, list[runs.Spec]] = {}
     for name in setting_names():
-        with_pools = all(not c.lacks for c in load_setting(name).in_profile(profile))
-        found.setdefault(load_setting(name).notebook, []).extend(runs.grid(name, profile) if with_pools else [])
+        able = [condition.name for condition in load_setting(name).in_profile(profile) if not condition.lacks]
+        found.setdefault(load_setting(name).notebook, []).extend(runs.grid(name, profile, [effects.BASE, *able]))
     if profile in plan.declared()["profiles"]:
         found[plan.declared()["notebook"]] = plan.grid(profile)
-    return {notebook: specs for notebook, specs in sorted(found.items()) if specs}
+    return dict(sorted(found.items()))
 
 
 def minutes() -> pd.DataFrame:
