@@ -52,6 +52,15 @@ EVERYTHING = """async () => {
 }"""
 
 
+ON_PAPER = """() => {
+  dispatchEvent(new Event("beforeprint"));
+  const away = [...document.querySelectorAll("header.site, nav, details.code, button")].filter((one) => one.checkVisibility());
+  const folded = [...document.querySelectorAll("details:not(.code, .toc)")].filter((one) => !one.open);
+  const dark = getComputedStyle(document.documentElement).colorScheme !== "light" ? ["dark"] : [];
+  return [...away.map((one) => `${one.tagName} is printed`), ...folded.map(() => "something is folded"), ...dark];
+}"""
+
+
 @dataclass(frozen=True)
 class Finding:
     """What one check found on one page: a fault in words, or none; value: what a limit of LIMITS is set for."""
@@ -168,6 +177,16 @@ def theme(browser: Any, site: Path) -> list[Finding]:
     return [Finding("theme button", "index.html", "" if before != after == kept else f"{before}, {after}, then {kept}")]
 
 
+def printed(browser: Any, site: Path, names: Iterable[str]) -> list[Finding]:
+    """Does paper show the text alone, in the light theme, with its notes open and its code away?"""
+    found = []
+    for name in names:
+        with opened(browser, site, name, LOOKS[2]) as (page, _):
+            page.emulate_media(media="print")
+            found.append(Finding("print", name, ", ".join(page.evaluate(ON_PAPER))))
+    return found
+
+
 def samples(browser: Any, site: Path) -> list[Finding]:
     """Does the sample browser filter by condition, text and score, and is HTML in a response shown as text?"""
     name, faults, markup = "samples.html", [], []
@@ -239,6 +258,7 @@ def examine(site: Path) -> list[Finding]:
         found += first_page(browser, site)
         found += theme(browser, site)
         found += samples(browser, site)
+        found += printed(browser, site, sorted(path.name for path in site.glob("*.html")))
         for name, look in tried(site):
             found += visit(browser, site, name, look)
     return found

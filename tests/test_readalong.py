@@ -2,6 +2,7 @@
 
 import base64
 import importlib.util
+import os
 import re
 import shutil
 from pathlib import Path
@@ -231,11 +232,23 @@ def test_the_summary_figure_leads_where_there_is_one_and_the_same_makes_the_same
     assert (shown["src"], shown["alt"], shown["width"]) == ("images/summary.png", "A row is a claim.", "150")
 
 
-def test_every_term_of_the_glossary_is_short_and_leads_somewhere():
-    terms = books.glossary()
+def test_every_term_of_the_glossary_has_a_place_of_its_own_and_most_stand_in_a_notebook():
+    terms, written = books.glossary(), [books.read(path) for path in store.NOTEBOOKS.glob("*.ipynb")]
     assert len({term.slug for term in terms}) == len(terms)
-    numbers = {path.stem[:2] for path in store.NOTEBOOKS.glob("*.ipynb")}
-    assert not [term for term in terms if term.where not in numbers and not (store.ROOT / term.where).exists()]
+    unused = {term.word for term in terms if not any(book.uses(term) for book in written)}
+    assert unused <= {"conditionalization index", "irrelevant-varied", "not run"}, "explained and written nowhere"
+
+
+def test_what_shows_what_is_no_more_is_executed_again(prepared):
+    first, second, third = sorted(store.NOTEBOOKS.glob("*.ipynb"))
+    for path in (first, second):
+        os.utime(path, (0, 0))
+    assert site.outdated("smoke", [first, second, third], []) == [second, third]  # one failed, one was never executed
+    assert site.outdated("smoke", [first], [first.stem]) == [first]
+    os.utime(first)
+    assert site.outdated("smoke", [first], []) == [first]
+    (site.executed("smoke") / first.name).write_text("torn", encoding="utf-8")
+    assert site.outdated("smoke", [first], []) == [first]
 
 
 def test_a_site_is_replaced_only_by_a_whole_one(prepared, monkeypatch):
@@ -302,6 +315,7 @@ def test_a_browser_finds_nothing_wrong_in_either_theme_on_either_screen(built, b
     for name, look in (("03_second.html", proof.LOOKS[2]), ("glossary.html", proof.LOOKS[3]), ("claims.html", proof.LOOKS[3])):
         assert not faults(proof.visit(browser, built, name, look))
     assert not faults([*proof.first_page(browser, built), *proof.theme(browser, built), *proof.samples(browser, built)])
+    assert not faults(proof.printed(browser, built, ["index.html", "02_first.html", "claims.html"]))
 
 
 def test_the_browser_checks_find_what_is_wrong(built, browser, tmp_path):

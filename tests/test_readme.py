@@ -48,6 +48,13 @@ def test_the_minutes_are_the_profiles_own():
         assert abs(int(said) - total) <= 5
 
 
+def test_the_map_has_every_notebook_with_the_profiles_own_runs_and_minutes():
+    rows = dict(re.findall(r"^\| \[\w+\]\(notebooks/(\w+)\.ipynb\) \|.*\| ([^|]*) \|$", README, re.MULTILINE))
+    assert sorted(rows) == sorted(path.stem for path in store.NOTEBOOKS.glob("*.ipynb"))
+    for notebook, told in tables.minutes().set_index("notebook")["mini"].items():
+        assert rows[notebook].startswith(told)
+
+
 def run(line, folder):
     """One line of README in a copy of the project, with this test's Python for ./run_all.sh."""
     line = line.replace("./run_all.sh", f"{shlex.quote(sys.executable)} -m inoculation")

@@ -98,7 +98,7 @@ def _do(options: argparse.Namespace) -> int:
     grids = {path: [s for s in grid if path.stem != ELICITATION or s.condition == "base"] for path, grid in grids.items()}
     grids = {path: [] if path.stem in STORY else grid for path, grid in grids.items() if grid}
     if options.dry_run:
-        print("\n".join(f"{path.stem}\n{runs.plan(grid)}" for path, grid in grids.items() if grid))
+        print("\n".join(f"{path.stem}\n{runs.plan(grid) if grid else '  trains nothing'}" for path, grid in grids.items()))
         return 0
     return _run(options, grids)
 
@@ -191,8 +191,9 @@ def _run(options: argparse.Namespace, grids: dict[Path, list[runs.Spec]]) -> int
         _update_reference(options.profile)
     for problem in problems:
         print(f"\nPROBLEM {problem}", file=sys.stderr)
-    status = max(_redraw(options.profile, chosen), _site(options.profile, {}))
-    return 1 if problems else status
+    told = [path for path in sorted((store.local() / "notebooks" / options.profile).glob("*.ipynb")) if path.stem in STORY]
+    again = [store.NOTEBOOKS / path.name for path in told if store.NOTEBOOKS / path.name not in grids]
+    return max(bool(problems), _redraw(options.profile, chosen), _site(options.profile, again))
 
 
 def execute(path: Path, output: Path, parameters: dict[str, Any]) -> list[str]:
@@ -227,15 +228,14 @@ def execute(path: Path, output: Path, parameters: dict[str, Any]) -> list[str]:
     return []
 
 
-def _site(profile: str, wanted: Iterable[Path]) -> int:
-    """Build the read-along site; of the notebooks that are wanted, those never executed are first, computing nothing."""
+def _site(profile: str, again: Iterable[Path]) -> int:
+    """Execute those of some notebooks that show what is no more, computing nothing, and build the site; 1 when one failed."""
     from readalong import site
 
-    problems, folder = [], store.local() / "notebooks" / profile
-    for path in wanted:
-        if not (folder / path.name).exists():
-            print(f"{path.stem}, profile {profile}, computing nothing")
-            problems += execute(path, folder / path.name, {"profile": profile})
+    problems = []
+    for path in site.outdated(profile, again, STORY):
+        print(f"{path.stem}, profile {profile}, computing nothing")
+        problems += execute(path, store.local() / "notebooks" / profile / path.name, {"profile": profile})
     for problem in problems:
         print(f"\nPROBLEM {problem}", file=sys.stderr)
     print(f"read along: {site.build(profile, print)}")
@@ -351,13 +351,15 @@ def _judging_plan(found: list[Any], judge: Any, purse: Any) -> str:
 
 
 def _redraw(profile: str, chosen: dict[Path, list[str]]) -> int:
+    from summary.tables import gather
+
     from inoculation import claims, tables
 
-    yours = tables.read(store.local_tables(profile), "yours")
-    if yours is not None:
+    if yours := tables.read(store.local_tables(profile), "yours"):
         claims.write(yours, yours.folder)
     found = {name: shown for name in itertools.chain(*chosen.values()) if (shown := _shown(profile, name))}
-    drawn = _drawn(profile, found, store.local_figures(profile))
+    story = gather(profile) if found and any(path.stem in STORY for path in chosen) else None
+    drawn = _drawn(profile, found, store.local_figures(profile), story)
     if not drawn:
         print(f"nothing to draw in profile {profile}: no finished run and no reference", file=sys.stderr)
         return 1
@@ -365,22 +367,20 @@ def _redraw(profile: str, chosen: dict[Path, list[str]]) -> int:
     return 0
 
 
-def _drawn(profile: str, found: dict[str, Any], folder: Path) -> list[Path]:
-    """Draw every figure of what was found, and those of the whole story where nothing is missing."""
+def _drawn(profile: str, found: dict[str, Any], folder: Path, story: Any) -> list[Path]:
     from narrow import figures as solutions
-    from summary import figures as story
-    from summary.tables import Everything
+    from summary import figures as whole
 
     from inoculation import figures
 
     drawn = figures.redraw(profile, {name: own for name, own in found.items() if name != plan.FILE}, folder)
     drawn += solutions.redraw(found[plan.FILE], folder) if plan.FILE in found else []
-    whole = set(found) == {*settings.setting_names(), plan.FILE}
-    return drawn + (story.redraw(Everything(profile, found), folder) if whole else [])
+    return drawn + (whole.redraw(story, folder) if story else [])
 
 
 def _update_reference(profile: str) -> None:
     from narrow import tables as solutions
+    from summary.tables import Everything
 
     from inoculation import claims, score, tables
 
@@ -391,7 +391,8 @@ def _update_reference(profile: str) -> None:
     claims.write(found, store.RESULTS / profile)
     own = {name: found.of(name) for name in dict.fromkeys(found.scores.setting)}
     apart = solutions.read(store.RESULTS / profile, profile, "reference")
-    drawn = _drawn(profile, own | ({plan.FILE: apart} if apart else {}), store.REFERENCE_FIGURES / profile)
+    own |= {plan.FILE: apart} if apart else {}
+    drawn = _drawn(profile, own, store.REFERENCE_FIGURES / profile, Everything(profile, own))
     print("\n".join(f"reference: {path}" for path in drawn))
 
 

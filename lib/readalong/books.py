@@ -40,11 +40,10 @@ HEADINGS = ["h1", "h2", "h3", "h4"]
 
 @dataclass(frozen=True)
 class Term:
-    """A word of the glossary: what it means, where it is first used, and other spellings."""
+    """A word of the glossary: what it means, and other spellings."""
 
     word: str
     short: str
-    where: str
     also: tuple[str, ...]
 
     @property
@@ -61,8 +60,8 @@ class Term:
 def glossary() -> list[Term]:
     """The terms of data/glossary.yaml in their order; raises SettingError where the file is wrong."""
     file = store.read_yaml(store.DATA / "glossary.yaml")
-    blocks = {word: file.take(word, store.Block).only("short", "where", "also") for word in file}
-    return [Term(word, b.take("short", str), b.take("where", str), tuple(b.get("also", ()))) for word, b in blocks.items()]
+    blocks = {word: file.take(word, store.Block).only("short", "also") for word in file}
+    return [Term(word, b.take("short", str), tuple(b.get("also", ()))) for word, b in blocks.items()]
 
 
 def slug(text: str) -> str:
@@ -99,6 +98,10 @@ class Book:
         asked = [text.removeprefix("Question.").strip() for text in told if text.startswith("Question.")]
         return (asked or [sentence(text) for text in told] or [""])[0]
 
+    def uses(self, term: Term) -> bool:
+        """Whether a term stands in its text cells."""
+        return bool(pattern(term.spellings).search(self.prose.get_text()))
+
     @property
     def outputs(self) -> list[Any]:
         """The outputs of all cells."""
@@ -115,6 +118,12 @@ class Book:
         printed = "\n".join(output.text for output in self.outputs if output.output_type == "stream")
         told = dict.fromkeys(TOLD.findall(printed))
         return {whose: sum(int(n or 0) for _, of, n in told if of == whose) for whose in dict.fromkeys(of for _, of, _ in told)}
+
+
+def pattern(spellings: Iterable[str]) -> re.Pattern[str]:
+    """Whole words of these, the longest first; a line may break between two of them."""
+    forms = "|".join(re.escape(form).replace(r"\ ", r"\s+") for form in sorted(spellings, key=len, reverse=True))
+    return re.compile(rf"(?<![\w-])({forms})(?![\w-])")
 
 
 def read(path: Path) -> Book:
@@ -321,13 +330,12 @@ def _lift_names(table: Tag) -> None:
 def _link_terms(soup: BeautifulSoup, terms: list[Term]) -> None:
     """Link the first use of every term in the prose to the glossary; of two that begin alike, the longer one is meant."""
     left = {spelling: term for term in terms for spelling in term.spellings}
-    forms = "|".join(re.escape(form).replace(r"\ ", r"\s+") for form in sorted(left, key=len, reverse=True))
-    pattern = re.compile(rf"(?<![\w-])({forms})(?![\w-])")
-    for text in soup.find_all(string=pattern):
+    known = pattern(left)
+    for text in soup.find_all(string=known):
         if not _is_prose(text):
             continue
         pieces: list[str | Tag] = []
-        for place, piece in enumerate(pattern.split(text)):
+        for place, piece in enumerate(known.split(text)):
             term = left.get(" ".join(piece.split())) if place % 2 else None
             pieces.append(_term(term, piece) if term else piece)
             left = {form: other for form, other in left.items() if other is not term}

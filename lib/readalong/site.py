@@ -7,7 +7,7 @@ crash never leaves half of one.
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,28 @@ WHOSE = {"yours": "shows your runs", "reference": "shows the reference"}
 def folder(profile: str) -> Path:
     """Where a profile's site lies."""
     return store.local() / "site" / profile
+
+
+def outdated(profile: str, notebooks: Iterable[Path], always: Iterable[str]) -> list[Path]:
+    """Those of some notebooks whose executed copy shows what is no more; `always` names those that change with any run.
+
+    So does one that was never executed, one that ended in an error, and one older than its notebook or the reference.
+    """
+    return [path for path in notebooks if path.stem in always or _is_outdated(profile, path)]
+
+
+def _is_outdated(profile: str, notebook: Path) -> bool:
+    copy, sources = executed(profile) / notebook.name, [notebook, *(store.RESULTS / profile).glob("*.csv")]
+    try:
+        whole = copy.exists() and not books.read(copy).failed
+    except store.SettingError:
+        whole = False
+    return not whole or copy.stat().st_mtime < max(source.stat().st_mtime for source in sources)
+
+
+def executed(profile: str) -> Path:
+    """Where a profile's executed notebooks lie."""
+    return store.local() / "notebooks" / profile
 
 
 def build(profile: str, say: Callable[[str], None] = print) -> Path:
@@ -48,30 +70,30 @@ def _write(profile: str, site: Path) -> str:
     pages.copy_static(site)
     counts = {"claims": claims.build(profile, site), "responses": samples.build(profile, site)}
     terms, sources = books.glossary(), [books.read(path) for path in sorted(store.NOTEBOOKS.glob("*.ipynb"))]
-    paths = {source.name: store.local() / "notebooks" / profile / f"{source.name}.ipynb" for source in sources}
-    executed = {name: books.read(path) for name, path in paths.items() if path.exists()}
-    names = list(executed)
-    for place, book in enumerate(executed.values()):
-        around = {"previous": executed[names[place - 1]] if place else None}
-        around |= {"next": executed[names[place + 1]] if place + 1 < len(names) else None}
+    paths = {source.name: executed(profile) / f"{source.name}.ipynb" for source in sources}
+    shown = {name: books.read(path) for name, path in paths.items() if path.exists()}
+    names = list(shown)
+    for place, book in enumerate(shown.values()):
+        around = {"previous": shown[names[place - 1]] if place else None}
+        around |= {"next": shown[names[place + 1]] if place + 1 < len(names) else None}
         books.build(book, site, names, terms, around)
-    numbers = {book.number: book for book in executed.values()}
-    pages.render(site, "glossary.html", "glossary.html", terms=terms, numbers=numbers)
-    listed = [_entry(source, executed.get(source.name), profile) for source in sources]
+    first = {term.word: next((book for book in shown.values() if book.uses(term)), None) for term in terms}
+    pages.render(site, "glossary.html", "glossary.html", terms=terms, first=first)
+    listed = [_entry(source, shown.get(source.name), profile) for source in sources]
     pages.render(site, "index.html", "index.html", books=listed, counts=counts, figure=_summary(profile, site))
     return f"site of profile {profile}: {len(names)} of {len(sources)} notebooks, " + ", ".join(
         f"{count} {what}" for what, count in counts.items()
     )
 
 
-def _entry(source: books.Book, executed: books.Book | None, profile: str) -> dict[str, Any]:
+def _entry(source: books.Book, shown: books.Book | None, profile: str) -> dict[str, Any]:
     """What the first page says of a notebook: title, question, status, its page where it has one, and the runs finished."""
     status = "not executed"
-    if executed:
-        status = ", ".join(WHOSE[whose] for whose in executed.origins) or "executed"
-    if executed and executed.failed:
+    if shown:
+        status = ", ".join(WHOSE[whose] for whose in shown.origins) or "executed"
+    if shown and shown.failed:
         status = f"{status}; stopped by an error"
-    page = f"{executed.name}.html" if executed else ""
+    page = f"{shown.name}.html" if shown else ""
     facts = {"number": source.number, "title": source.title, "question": source.question}
     return {**facts, "status": status, "page": page, "runs": _runs(source.name, profile)}
 

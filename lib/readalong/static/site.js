@@ -46,3 +46,8 @@ document.addEventListener("DOMContentLoaded", () => {
     wide.addEventListener("change", () => (contents.open = wide.matches));
   }
 });
+
+// Paper shows no notes on hover and opens nothing: what is folded, but for the code, is printed.
+addEventListener("beforeprint", () => {
+  document.querySelectorAll("details:not(.code, .toc)").forEach((part) => (part.open = true));
+});
