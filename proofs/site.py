@@ -32,6 +32,11 @@ AXE = {"resultTypes": ["violations"], "preload": False}  # to preload is to fetc
 SEVERE = ("serious", "critical")
 LIMITS = {"bytes of the first page": 1_000_000, "seconds until the first page is there": 1.0, "pixels past the edge": 0}
 TABLE = Path(__file__).with_suffix(".csv")
+SHOWN = {  # what README shows of the site: a page, scrolled to an element, in a look
+    "light": ("index.html", "h1", LOOKS[0]),
+    "dark": ("10_summary.html", "table.summary caption", LOOKS[2]),
+    "phone": ("claims/cc.spanish_vs_caps.restores_negative.html", "main", LOOKS[1]),
+}
 
 MARKUP = ".sample :is(img, script, iframe, svg, object, style, a, form), .sample .response *"  # nothing that a sample may hold
 TEXTS = "all => all.map((one) => one.textContent)"
@@ -242,6 +247,15 @@ def _filtered(page: Any, setting: str) -> list[str]:
     return faults
 
 
+def photograph(browser: Any, site: Path, folder: Path) -> None:
+    """Pictures of the pages of SHOWN, as folder/NAME.png."""
+    folder.mkdir(exist_ok=True)
+    for name, (page_name, element, look) in SHOWN.items():
+        with opened(browser, site, page_name, look) as (page, _):
+            page.locator(element).first.evaluate("one => one.scrollIntoView()")
+            page.screenshot(path=folder / f"{name}.png")
+
+
 def tried(site: Path) -> list[tuple[str, tuple[str, dict[str, int]]]]:
     """Every page with every look that it is opened in; of the claims' pages the first, middle and last in all of them."""
     names = sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html"))
@@ -252,9 +266,10 @@ def tried(site: Path) -> list[tuple[str, tuple[str, dict[str, int]]]]:
 
 
 def examine(site: Path) -> list[Finding]:
-    """All checks on a built site."""
+    """All checks on a built site; takes the pictures that README shows on the way."""
     found = links(site)
     with chromium() as browser:
+        photograph(browser, site, store.REFERENCE_FIGURES / "site")
         found += first_page(browser, site)
         found += theme(browser, site)
         found += samples(browser, site)

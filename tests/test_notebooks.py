@@ -128,6 +128,18 @@ def test_the_story_is_told_from_the_reference_and_never_loads_torch(name, pictur
     assert "torch loaded: False" in printed
 
 
+def test_the_site_is_told_from_nothing_at_all_and_executes_only_what_it_must(elsewhere, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["run_all.sh", "site", "--profile", "smoke", "--notebook", "10"])
+    assert cli.main() == 0
+    assert "10_summary, profile smoke, computing nothing" in capsys.readouterr().out
+    built = store.local() / "site" / "smoke"
+    assert "not run: bad_medical_advice, " in (built / "10_summary.html").read_text(encoding="utf-8")
+    assert 'href="10_summary.html"' in (built / "index.html").read_text(encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["run_all.sh", "--dry-run", "--notebook", "10"])
+    assert cli.main() == 0
+    assert capsys.readouterr().out == "10_summary\n  trains nothing\n"
+
+
 def test_every_notebook_is_run_above():
     assert [path.stem[:2] for path in NOTEBOOKS] == ["00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "10"]
 

@@ -170,7 +170,7 @@ def test_the_published_numbers_have_a_question_a_source_and_a_caveat_each():
     assert set(drawn.says) <= {"yes", "partly", "no", "mixed"}
     # Both sides are listed where both were published.
     assert {"yes", "no"} <= set(drawn.says[drawn.question.str.contains("rephrasing")])
-    for column in ("source", "model", "measure", "compared", "where", "caveat"):
+    for column in ("source", "measured", "compared", "caveat"):
         assert (drawn[column].str.len() > 1).all(), column
     assert (drawn["with"] + drawn["without"]).str.contains(r"\d").all()
 

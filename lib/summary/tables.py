@@ -222,9 +222,16 @@ def identification(every: Everything) -> pd.DataFrame:
 
 
 def published() -> pd.DataFrame:
-    """Other published numbers on the questions that CC begins with, with source and caveat (data/published.csv)."""
+    """Other published numbers on the questions that CC begins with, with source and caveat (data/published.csv), to read."""
     found = pd.read_csv(store.DATA / "published.csv", keep_default_na=False)
-    return found.assign(question=[figures.word(f"question {number}") for number in found.question])
+    told = {
+        "question": [figures.word(f"question {number}") for number in found.question],
+        **{column: found[column] for column in ("says", "with", "without", "unit", "compared")},
+        "measured": found.measure + " (" + found.setting + ", " + found.model + ")",
+        "source": found.source + ": " + found["where"],
+        "caveat": found.caveat,
+    }
+    return pd.DataFrame(told)
 
 
 def words() -> pd.DataFrame:
