@@ -163,8 +163,8 @@ def test_nbstripout_finds_nothing_to_strip():
 
 def test_what_the_readme_names_exists():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in re.findall(r"\]\(([^)#]+)\)", readme):
-        assert (ROOT / name).exists(), name
+    for name in re.findall(r'\]\(([^)#]+)\)|src="([^"]+)"', readme):
+        assert (ROOT / "".join(name)).exists(), name
     from inoculation.__main__ import parser
 
     known = {flag for action in parser()._actions for flag in action.option_strings}
