@@ -10,6 +10,8 @@ from inoculation import runs
 from narrow import plan, tables
 
 SMOKE = ("base", "baseline", "inoculation.spanish")
+# Smoke runs go on beside other tests (tests/ahead.py); OpenMP threads that spin while they wait would slow both several times.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session", autouse=True)
