@@ -47,6 +47,7 @@ def test_every_cell_says_effect_interval_seeds_and_rule_on_hover_and_in_its_foot
     for said in (str(claims.load()[0]), "DEMO SCALE · 135M model"):
         assert said in text
     assert len([line for line in text.splitlines() if line.startswith("| ")]) == 11
+    assert not re.search(r"(?<!\\)\*", "\n".join(re.findall(r"^\d+\. .*", text, re.MULTILINE)))  # no pattern turns to italics
 
 
 def test_what_a_table_says_is_text_wherever_it_came_from(every, monkeypatch):

@@ -155,7 +155,7 @@ def _told(row: Any) -> str:
         value = row.reason
     else:
         limits = f" [{row.ci_low:.2f}, {row.ci_high:.2f}]" if row.ci_low == row.ci_low else ""
-        value = f"{row.estimate:.2f}{limits}, {row.n_seeds} seeds, by {row.decided_by}; {row.reason}"
+        value = f"{row.estimate:.2f}{limits}, {row.n_seeds} seeds, decided by {row.decided_by}; {row.reason}"
     more = [row.remark, f"yours: {row.yours}" * bool(row.yours)]
     return "; ".join([f"{row.contrast}: {value}", *filter(None, more)])
 
