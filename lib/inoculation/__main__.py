@@ -191,8 +191,8 @@ def _run(options: argparse.Namespace, grids: dict[Path, list[runs.Spec]]) -> int
         _update_reference(options.profile)
     for problem in problems:
         print(f"\nPROBLEM {problem}", file=sys.stderr)
-    told = [path for path in sorted((store.local() / "notebooks" / options.profile).glob("*.ipynb")) if path.stem in STORY]
-    again = [store.NOTEBOOKS / path.name for path in told if store.NOTEBOOKS / path.name not in grids]
+    told = store.local() / "notebooks" / options.profile
+    again = [path for path in _chosen_notebooks(list(STORY)) if path not in grids and (told / path.name).exists()]
     return max(bool(problems), _redraw(options.profile, chosen), _site(options.profile, again))
 
 

@@ -1,6 +1,6 @@
 """Executed notebooks to pages: prose, folded code and outputs, with everything foreign cleaned in one place.
 
-A page is made in three steps: `blocks` reads the notebook's cells, templates/article.html sets them, `Article` tidies the
+A page is made in three steps: `blocks` reads the notebook's cells, templates/article.html sets them, `build` tidies the
 result (links, headings, tables, glossary terms). Whatever comes as HTML from a cell passes `clean` first: what it does not
 name does not exist, so no script, style, handler, frame or picture of an output reaches a page. Pictures are those of
 image outputs alone, written as files.

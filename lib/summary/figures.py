@@ -14,7 +14,7 @@ import pandas as pd
 import seaborn as sns
 from inoculation import claims, stats, store
 from inoculation.claims import Verdict
-from inoculation.figures import TWO_BY_TWO, VERDICTS, canvas, caption, draw_interval, mark, palette, word
+from inoculation.figures import TWO_BY_TWO, VERDICTS, canvas, caption, counted, draw_interval, mark, palette, word
 from matplotlib.figure import Figure
 from narrow import plan
 
@@ -108,7 +108,7 @@ def selectivity(every: Everything) -> Drawn:
             KEPT_SHOWN[1], row.suppressed + 0.02, f"{row.condition}, at {row.kept:.1f} >", size=4.5, ha="right", color="0.25"
         )
     _two_columns(figure, axis, every.profile)
-    return figure, drawn, {"seeds": stats.in_words(known.seeds), "without": _without(drawn)}
+    return figure, drawn, counted(drawn, drawn.setting + ": " + drawn.fault)
 
 
 def _two_columns(figure: Figure, axis: Any, profile: str) -> None:
@@ -141,8 +141,7 @@ def identification(every: Everything) -> Drawn:
     labels = [f"{setting.replace('_', ' ')}\n{trait} when inoculating {direction}" for setting, direction, trait in groups]
     axes[0].set_yticks(range(len(groups)), labels, fontsize=3.8)
     figure.supxlabel(f"{word('suppression')}\n{mark(every.profile)}", fontsize=6.5)
-    why = drawn.rename(columns={"interval": "fault"})
-    return figure, drawn, {"seeds": stats.in_words(known.seeds), "without": _without(why)}
+    return figure, drawn, counted(drawn, drawn.setting + ": " + drawn.interval)
 
 
 def _legend(figure: Figure, profile: str) -> None:
@@ -155,13 +154,6 @@ def _legend(figure: Figure, profile: str) -> None:
 
 def _seeds(shown: list[Verdict]) -> str:
     return stats.in_words(pd.Series([verdict.interval.n for verdict in shown if verdict.interval.n], dtype=int))
-
-
-def _without(drawn: pd.DataFrame) -> str:
-    """What a caption says of rows that cannot be drawn: in which settings, and why."""
-    missing = drawn[drawn.seeds == 0].groupby("setting", sort=False).fault.unique()
-    told = "; ".join(f"{name} ({', '.join(reasons)})" for name, reasons in missing.items())
-    return f" Not drawn: {told}." * bool(told)
 
 
 FIGURES: dict[str, Callable[[Everything], Drawn]] = {
@@ -192,5 +184,5 @@ def show(name: str, every: Everything) -> None:
 
 
 def redraw(every: Everything, folder: Path) -> list[Path]:
-    """Draw every figure and write the summary table beside its own; returns the paths."""
+    """Draw every figure, and write the summary table beside its own; returns the paths."""
     return [*(draw(name, every, folder)[0] for name in FIGURES), *tables.write(every, folder)]

@@ -22,7 +22,7 @@ from narrow import tables as solutions
 TABLE = "cc.table."
 CELLS = [
     *("setting", "question", "claim", "paper_class", "paper_words", "verdict", "estimate", "ci_low", "ci_high", "n_seeds", "p"),
-    *("agreement", "decided_by", "contrast", "reason", "origin", "remark", "yours"),
+    *("agreement", "measure", "decides", "contrast", "reason", "origin", "remark", "yours"),
 ]
 KEPT = [
     *("setting", "direction", "condition", "kind", "kept", "kept_low", "kept_high", "kept_by"),
@@ -115,7 +115,7 @@ def cells(every: Everything) -> pd.DataFrame:
                 (
                     *(claim.section.split(", ")[-1], claim.statement, claim.name, claim.paper_class, claim.words),
                     *(verdict.verdict, at.estimate, at.low, at.high, at.n, verdict.p),
-                    *(claims.agreement(claim.paper_class, verdict.verdict), verdict.decides or verdict.effect.measure),
+                    *(claims.agreement(claim.paper_class, verdict.verdict), verdict.effect.measure, verdict.decides),
                     *(str(claim.contrast), verdict.reason, every.origins[claim.setting]),
                     *(_remark(verdict, every), f"{own.verdict}: {own.interval}" if own else ""),
                 )
@@ -155,17 +155,17 @@ def _told(row: Any) -> str:
         value = row.reason
     else:
         limits = f" [{row.ci_low:.2f}, {row.ci_high:.2f}]" if row.ci_low == row.ci_low else ""
-        value = f"{row.estimate:.2f}{limits}, {row.n_seeds} seeds, decided by {row.decided_by}; {row.reason}"
+        part = f", of {row.decides}" if row.decides else ""
+        value = f"{row.estimate:.2f}{limits}, {row.n_seeds} seeds, by {row.measure}{part}; {row.reason}"
     more = [row.remark, f"yours: {row.yours}" * bool(row.yours)]
     return "; ".join([f"{row.contrast}: {value}", *filter(None, more)])
 
 
 def write(every: Everything, folder: Path) -> list[Path]:
-    """CC's summary table as summary.csv (that of the figure of this name), summary.html and summary.md; returns their paths."""
-    paths = [folder / f"summary.{ending}" for ending in ("csv", "html", "md")]
-    store.write_csv(paths[0], cells(every))
-    store.write_whole(paths[1], PAGE.format(rendered(every, "table.html")))
-    store.write_whole(paths[2], rendered(every, "table.md"))
+    """CC's summary table as summary.html and summary.md, beside the figure's summary.csv, which holds it, too; their paths."""
+    paths = [folder / "summary.html", folder / "summary.md"]
+    store.write_whole(paths[0], PAGE.format(rendered(every, "table.html")))
+    store.write_whole(paths[1], rendered(every, "table.md"))
     return paths
 
 
