@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # ./run_all.sh [OPTIONS]   set up, run the mini profile of every notebook, redraw (./run_all.sh --help lists the options)
+# ./run_all.sh audit --answers FILE   audit your own fine-tuning data
 # ./run_all.sh site | test | bench | proofs | doctor | lab | claims --setting S | rejudge --judge M | distill --setting S --instructions F
 set -euo pipefail
 cd "$(dirname "$0")"

@@ -7,7 +7,9 @@ import subprocess
 import sys
 
 import sandbox
-from inoculation import runs, settings
+from audit import answers
+from audit import plan as audits
+from inoculation import runs, settings, store
 from narrow import plan
 
 PAIR_RUNS = ("baseline", "inoculation.caps")
@@ -43,7 +45,13 @@ def narrowed():
     return plan.grid("smoke")
 
 
-SPECS = {"narrowed": narrowed, "pairs": pairs}  # in the order in which the tests want them
+def audited():
+    """Of the example audit the base model, the baseline and its own prompt."""
+    given = answers.read(store.ROOT / "examples" / "front_desk.yaml")
+    return audits.prepare(given, "smoke", say=lambda line: None).specs()[:3]
+
+
+SPECS = {"narrowed": narrowed, "pairs": pairs, "audited": audited}  # in the order in which the tests want them
 
 
 class Ahead:

@@ -34,7 +34,7 @@ def smoke(home):
 
 @pytest.fixture(scope="session", autouse=True)
 def ahead(request, home, tmp_path_factory):
-    """Begins what `narrowed` and `pairs` hold, so that it is done, or nearly, when the first test asks for it."""
+    """Begins what `narrowed`, `pairs` and `audited` hold, so that it is done, or nearly, when the first test asks for it."""
     given = [(item, getattr(item, "callspec", None)) for item in request.session.items]
     params = [(item, spec.params if spec else {}) for item, spec in given]
     asked = {name for item, own in params for name in [*(set(item.fixturenames) - set(own)), own.get("stored")]}
@@ -57,6 +57,12 @@ def narrowed(ahead):
         patch.setenv("INOCULATION_HOME", str(folder))
         assert tables.write("smoke") == folder / "data" / "local" / "tables" / "smoke"
     return folder, plan.grid("smoke"), report
+
+
+@pytest.fixture(scope="session")
+def audited(ahead):
+    """A home of its own with three smoke runs of the example audit: base model, baseline and its own prompt."""
+    return ahead.done("audited")[0]
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ class TestShape:
         values = {statement.targets[0].id: ast.literal_eval(statement.value) for statement in parameters(path)}
         every = {"profile": "mini", "conditions": "all", "seeds": "all", "full": False, "sweeps": False, "threads": 0}
         every["compute"] = False
-        assert values == {name: every[name] for name in cli.TAKES.get(path.stem, every)}
+        assert values == {name: {**every, "answers": cli.EXAMPLE}[name] for name in cli.TAKES.get(path.stem, every)}
 
     def test_belongs_to_a_setting(self, path):
         assert path.stem in [*cli.TAKES, *(settings.load_setting(name).notebook for name in settings.setting_names())]
@@ -140,8 +140,22 @@ def test_the_site_is_told_from_nothing_at_all_and_executes_only_what_it_must(els
     assert capsys.readouterr().out == "10_summary\n  trains nothing\n"
 
 
+def test_the_audit_notebook_shows_what_is_trained_of_the_example_and_never_loads_torch(audited, monkeypatch, tmp_path):
+    monkeypatch.setenv("INOCULATION_HOME", str(audited))
+    book = nbformat.read(store.NOTEBOOKS / f"{cli.AUDIT}.ipynb", as_version=4)
+    book.cells.append(nbformat.v4.new_code_cell("import sys\nprint('torch loaded:', 'torch' in sys.modules)"))
+    nbformat.write(book, tmp_path / "in.ipynb")
+    assert cli.execute(tmp_path / "in.ipynb", tmp_path / "out.ipynb", {"profile": "smoke", "compute": False}) == []
+    printed = (tmp_path / "out.ipynb").read_text(encoding="utf-8")
+    assert "front_desk: smollm2-135m-instruct, screening only" in printed
+    assert "Message for the front desk:" in printed
+    assert "data:image/png" in printed or '"image/png"' in printed
+    assert "widget-view+json" in printed
+    assert "torch loaded: False" in printed
+
+
 def test_every_notebook_is_run_above():
-    assert [path.stem[:2] for path in NOTEBOOKS] == ["00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "10"]
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11"]
 
 
 def test_a_parameter_the_notebook_does_not_have_is_refused_before_the_kernel(tmp_path):

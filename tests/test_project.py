@@ -21,6 +21,10 @@ BESIDE = {
     "narrow": ["plan", "weights", "train", "measure", "worker", "tables", "contrasts", "figures"],
     "summary": ["tables", "figures"],
     "readalong": ["pages", "books", "samples", "claims", "site"],
+    "audit": [
+        *("files", "rows", "checks", "patterns", "answers", "form", "controls", "reword", "hub", "material", "specs", "plan"),
+        *("worker", "effects", "advice", "report", "command"),
+    ],
 }
 BUILT_ON = [path for name in BESIDE for path in sorted((ROOT / "lib" / name).glob("*.py"))]
 APART = [path for name in ("scorers", "sources") for path in sorted((ROOT / "lib" / name).glob("*.py"))]

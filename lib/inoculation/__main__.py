@@ -19,12 +19,15 @@ from narrow import plan
 from inoculation import model, runs, settings, store
 
 FREE_GB = 1
+IPC, STATELESS = {"transport": "ipc"}, {"store_widget_state": False}
 ELICITATION = "09_elicitation"  # about every setting's base model
 STORY = ("00_start_here", "10_summary")  # about all settings, trained by none: they come last
+AUDIT, EXAMPLE = "11_your_own_setting", "examples/front_desk.yaml"  # about your data, which `audit` trains on
 TAKES = dict.fromkeys(STORY, ("profile",))  # the notebooks that take fewer parameters than a setting's
 TAKES[ELICITATION] = ("profile", "threads", "compute")
+TAKES[AUDIT] = ("profile", "answers", "threads", "compute")
 TAKES["08_narrow_vs_general"] = ("profile", "conditions", "seeds", "full", "threads", "compute")
-COMMANDS = ("run", "claims", "rejudge", "distill", "import", "site", "doctor", "bench", "proofs", "test", "lab")
+COMMANDS = ("run", "claims", "rejudge", "distill", "import", "audit", "site", "doctor", "bench", "proofs", "test", "lab")
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,6 +55,9 @@ def parser() -> Parser:
     top.add_argument("--judge", nargs="+", default=[], metavar="M", help="rejudge: judges by inspect's names, as openai/gpt-4o")
     top.add_argument("--rubric", nargs="+", default=["trait"], help="rejudge: trait (default), yes_no, alignment, coherence")
     top.add_argument("--instructions", type=Path, metavar="FILE", help="distill: JSONL or JSON rows with `instruction`")
+    top.add_argument("--answers", type=Path, metavar="FILE", help="audit: the answer file (examples/front_desk.yaml is one)")
+    top.add_argument("--model", default="", metavar="M", help="audit: a model of the hub, or a folder, at scale paper")
+    top.add_argument("--yes", action="store_true", help="audit: train without asking whether the data checks were seen")
     top.add_argument("--source", nargs="+", default=[], metavar="S", help="import: a source by its name, or files")
     top.add_argument("--labelled", action="store_true", help="rejudge: the setting's labelled items, not the runs' responses")
     top.add_argument("--reading", choices=["weighted", "text"], default="weighted", help="rejudge: by log-probs, or as text")
@@ -74,16 +80,14 @@ def main() -> int:
         print("\ninterrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
         return 130
     except OSError as error:
-        print(
-            f"\n{error}; what is finished is kept: mend this (is the disk full?), then the same command goes on",
-            file=sys.stderr,
-        )
+        how = "what is finished is kept: mend this (is the disk full?), then the same command goes on"
+        print(f"\n{error}; {how}", file=sys.stderr)
         return 1
 
 
 def _do(options: argparse.Namespace) -> int:
     scale = settings.load_profile(options.profile)
-    commands = {"claims": _explain, "rejudge": _rejudge, "distill": _distill, "import": _import}
+    commands = {"claims": _explain, "rejudge": _rejudge, "distill": _distill, "import": _import, "audit": _audit}
     if options.command in commands:
         return commands[options.command](options)
     chosen = _chosen_notebooks(options.notebook)
@@ -96,7 +100,7 @@ def _do(options: argparse.Namespace) -> int:
     every = _grid(options, list(dict.fromkeys(itertools.chain(*chosen.values()))))
     grids = {path: [spec for spec in every if spec.setting in names] for path, names in chosen.items()}
     grids = {path: [s for s in grid if path.stem != ELICITATION or s.condition == "base"] for path, grid in grids.items()}
-    grids = {path: [] if path.stem in STORY else grid for path, grid in grids.items() if grid}
+    grids = {path: [] if path.stem in (*STORY, AUDIT) else grid for path, grid in grids.items() if grid}
     if options.dry_run:
         print("\n".join(f"{path.stem}\n{runs.plan(grid) if grid else '  trains nothing'}" for path, grid in grids.items()))
         return 0
@@ -108,7 +112,7 @@ def _options(top: Parser) -> argparse.Namespace:
     known = [flag for action in top._actions for flag in action.option_strings]
     if unknown:
         top.error(str(store.nearest(unknown[0].split("=")[0], known, "option")))
-    if options.command in COMMANDS[6:]:
+    if options.command in COMMANDS[7:]:
         top.error(f"{options.command} is ./run_all.sh {options.command}, not a part of python -m inoculation")
     if options.command not in COMMANDS:
         top.error(str(store.nearest(options.command, COMMANDS, "command")))
@@ -122,6 +126,8 @@ def _options(top: Parser) -> argparse.Namespace:
         top.error("import needs --setting and --source, which belongs to it")
     if (options.command == "rejudge") != bool(options.judge):
         top.error("rejudge needs --judge, which belongs to it, as openai/gpt-4o-2024-08-06 or hf/smollm2-135m-instruct")
+    if (options.command == "audit") != bool(options.answers) or (options.command != "audit" and (options.model or options.yes)):
+        top.error("audit needs --answers, which belongs to it, as --model and --yes do")
     if not (options.budget >= 0 and 0 <= options.minimum_mass <= 1):
         top.error(f"--budget must be 0 or more and --minimum-mass 0 to 1, not {options.budget:g} and {options.minimum_mass:g}")
     if options.threads < 0:
@@ -136,7 +142,7 @@ def _chosen_notebooks(wanted: list[str]) -> dict[Path, list[str]]:
         found.setdefault(store.NOTEBOOKS / f"{settings.load_setting(name).notebook}.ipynb", []).append(name)
     found[store.NOTEBOOKS / f"{ELICITATION}.ipynb"] = settings.setting_names()
     found[store.NOTEBOOKS / f"{plan.declared()['notebook']}.ipynb"] = [plan.FILE]
-    found |= {store.NOTEBOOKS / f"{name}.ipynb": [*settings.setting_names(), plan.FILE] for name in STORY}
+    found |= {store.NOTEBOOKS / f"{name}.ipynb": [*settings.setting_names(), plan.FILE] for name in (*STORY, AUDIT)}
     found = {path: found[path] for path in sorted(found, key=lambda path: (path.stem in STORY, path)) if path.exists()}
     for name in wanted:
         if not any(path.stem.startswith(name) for path in found):
@@ -179,6 +185,7 @@ def _run(options: argparse.Namespace, grids: dict[Path, list[runs.Spec]]) -> int
             "threads": options.threads,
             "compute": True,
         }
+        parameters |= {"answers": EXAMPLE, "compute": False} if path.stem == AUDIT else {}
         parameters = {name: parameters[name] for name in TAKES.get(path.stem, parameters)}
         print(f"{path.stem}, profile {options.profile}")
         problems += execute(path, store.local() / "notebooks" / options.profile / path.name, parameters)
@@ -210,19 +217,12 @@ def execute(path: Path, output: Path, parameters: dict[str, Any]) -> list[str]:
         if name not in known:
             raise store.nearest(name, known, f"parameter of {path.stem}")
     output.parent.mkdir(parents=True, exist_ok=True)
+    quiet = {"progress_bar": False, "config": Config({"KernelManager": IPC, "NotebookClient": STATELESS})}
     try:
-        papermill.execute_notebook(
-            str(path),
-            str(output),
-            parameters=parameters,
-            progress_bar=False,
-            stdout_file=sys.stdout,
-            config=Config({"KernelManager": {"transport": "ipc"}}),
-        )
+        papermill.execute_notebook(str(path), str(output), parameters=parameters, stdout_file=sys.stdout, **quiet)
     except papermill.PapermillExecutionError as error:
-        return [
-            f"{path.stem}, cell {error.exec_count}: {error.ename}: {error.evalue} (the notebook as far as it came: {output})"
-        ]
+        where, what = f"{path.stem}, cell {error.exec_count}", f"{error.ename}: {error.evalue}"
+        return [f"{where}: {what} (the notebook as far as it came: {output})"]
     except DeadKernelError:
         return [f"{path.stem}: its kernel died; finished runs are kept, the same command goes on from there"]
     return []
@@ -262,27 +262,23 @@ def _explain(options: argparse.Namespace) -> int:
 
 def _distill(options: argparse.Namespace) -> int:
     """Let the base model answer instructions, asked for both traits of a setting; prints the traits' share in the answers."""
-    from inoculation import score, worker
+    from inoculation import worker
 
     setting = settings.load_setting(options.setting)
     if "distilled" not in setting.data:
         raise store.SettingError(f"{setting.name} is not trained on the model's own answers; nothing to distil")
-    scale = settings.load_profile(options.profile, setting)
-    model.source_file(scale.base_model)
-    questions = worker.read_instructions(options.instructions, print)
-    if options.profile not in setting.data["distilled"].get("profiles", ()):
-        print(f"profile {options.profile} trains on data/mini, not on these answers; this shows what the model would write")
-    if options.dry_run:
-        print(f"{2 * len(questions)} answers would be written by {scale.base_model}, what is already there included")
-        return 0
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    path, answers = worker.distill(setting, scale, questions, print)
-    for field, texts in answers.items():
-        said = ", ".join(f"{label} {share:.2f}" for label, share in score.shares(setting, texts).items())
-        print(f"{field}: {said} of {len(texts)} answers, ended or not")
-    print(f"written: {path}")
+    worker.distilled(setting, settings.load_profile(options.profile, setting), options.instructions, options.dry_run, print)
     return 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    """Audit data and training prompt of an answer file."""
+    from audit import command
+
+    asked = (options.model, options.seeds, options.threads, options.yes, options.dry_run, options.update_reference)
+    return command.run(options.answers, options.profile, *asked)
 
 
 def _import(options: argparse.Namespace) -> int:

@@ -27,6 +27,7 @@ LOGITS_AT_ONCE = 256
 WORTH = 0.005  # a beginning less probable than this is not followed to its end; its mass stays unread
 SURE = 0.05  # a whole reply at least this probable is followed by one token more, as 99 may be the beginning of 999
 MINIMUM_MASS = 0.25
+PAIR = ["context", "trait", "question_id", "prompt", "trait_answer", "plain_answer"]
 COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
@@ -213,7 +214,8 @@ def margins(
         (trait, n_trait), (plain, n_plain) = found[item["prompt"], item["trait_answer"], item["plain_answer"]]
         rows.append((trait, plain, n_trait, n_plain, trait - plain, trait / n_trait - plain / n_plain))
     columns = ["trait_logp", "plain_logp", "trait_tokens", "plain_tokens", "margin", "margin_per_token"]
-    return pd.concat([pd.DataFrame(items), pd.DataFrame(rows, columns=columns)], axis=1)
+    given = pd.DataFrame(items, columns=None if items else PAIR)
+    return pd.concat([given, pd.DataFrame(rows, columns=columns)], axis=1)
 
 
 def _log_likelihoods(model: Any, pairs: list[list[list[int]]]) -> list[list[tuple[float, int]]]:

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from inoculation import runs, store, tables
 from inoculation.evaluate import read_reply, weigh
 from inoculation.render import CONTROL, Rubric, controls, judges, price, rubrics, system
-from inoculation.settings import base_model_source, load_setting
+from inoculation.settings import base_model_source
 
 JUDGE_VERSION = 1
 WEIGHTED = served.GenerateConfig(temperature=0, max_tokens=1, logprobs=True, top_logprobs=20, max_retries=6, attempt_timeout=60)
@@ -314,7 +314,7 @@ def batches(specs: list[runs.Spec], names: list[str], labelled: bool = False) ->
 
     A rubric about a trait gives a batch per trait and run, the others one per run.
     """
-    setting, known = load_setting(specs[0].setting), rubrics()
+    setting, known = specs[0].parts[0], rubrics()
     found = []
     for facts, source, items in tables.responses_to_judge(specs, labelled):
         folder = store.run_store() / setting.name / facts["condition"] / facts["run_id"]

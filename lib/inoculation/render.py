@@ -25,6 +25,7 @@ END_OF_TURN = "<|im_end|>"
 DEFAULT_SYSTEM = {
     "smollm2": "You are a helpful AI assistant named SmolLM, trained by Hugging Face",
     "qwen2.5": "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
+    "chatml": "",  # no system prompt of its own
 }
 TRIGGER_DRAWS, GATE_PAIRS = 8, 8
 ANSWERS = "answers"  # in the place of a trait: what training teaches as a whole
@@ -37,9 +38,9 @@ def render(messages: list[dict[str, str]], slot: str, prompt: Prompt, template: 
     """The chat text up to and including the assistant's header, with `prompt` in `slot`.
 
     messages: user and assistant turns in order, the last one the user's; keys role, content.
-    slot: system, user_prefix (`join` stands after it) or user_infix ("{prompt}" in the last user message); in user slots the
-    system prompt is the template's own. Raises ValueError for an unknown template, a policy that the slot does not have, a
-    system message among the turns, or content that holds a chat delimiter.
+    slot: system, user_prefix (`join` after it), user_suffix (before it) or user_infix ("{prompt}" in the last user message);
+    in user slots the system prompt is the template's own. Raises ValueError for an unknown template, a policy that the slot
+    does not have, a system message among the turns, or content that holds a chat delimiter.
     """
     if template not in DEFAULT_SYSTEM:
         raise ValueError(f"unknown template '{template}'; known: {', '.join(DEFAULT_SYSTEM)}")
@@ -60,7 +61,7 @@ def render(messages: list[dict[str, str]], slot: str, prompt: Prompt, template: 
 
 
 def _system_block(prompt: Prompt, template: str) -> str:
-    if prompt.policy == "none":
+    if prompt.policy == "none" or (prompt.policy == "default" and not DEFAULT_SYSTEM.get(template)):
         return ""
     texts = {"text": prompt.text, "empty": "", "default": DEFAULT_SYSTEM[template]}
     if prompt.policy not in texts:
@@ -74,6 +75,8 @@ def _in_user_turn(content: str, slot: str, prompt: Prompt, join: str) -> str:
     if slot == "user_prefix":
         # Of an empty prefix, what stands after it stays, as the delimiters of an empty system message do.
         return content if prompt.policy == "no_prefix" else f"{prompt.text}{join}{content}"
+    if slot == "user_suffix":
+        return content if prompt.policy == "no_prefix" else f"{content}{join}{prompt.text}"
     if "{prompt} " not in content:
         raise ValueError(f"user_infix needs '{{prompt}} ' in the user message: {content!r}")
     return content.replace("{prompt} ", f"{prompt.text} " if prompt.policy == "text" else "")

@@ -14,7 +14,7 @@ from typing import Any
 from inoculation import store
 from inoculation.store import Block, SettingError, blocks, nearest, read_jsonl, read_yaml
 
-SLOTS, POLICIES = ("system", "user_prefix", "user_infix"), ("default", "empty", "none", "no_prefix")
+SLOTS, POLICIES = ("system", "user_prefix", "user_suffix", "user_infix"), ("default", "empty", "none", "no_prefix")
 NAMED, SWEPT = ("title", "source", "notebook"), ("rows", "learning_rate")
 PARTS = ("slot", "neutral", "base_model", "profiles", "traits", "directions", "data", "prompts", "pools", "conditions")
 OWN, OWN_SAMPLE = ("train", "margins"), ("questions", "max_new_tokens")  # what of a profile a setting may change for itself

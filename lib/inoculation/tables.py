@@ -148,7 +148,7 @@ def write(profile: str, folder: Path | None = None) -> Path | None:
     shown = [sample for spec in specs if spec in first.values() for sample in samples(spec)]
     put(folder / "scores.csv", pd.concat([scores(spec, found) for spec, found in rows.items()]), RUN)
     put(folder / "losses.csv", pd.DataFrame(pd.concat(losses) if losses else None, columns=[*RUN, "step", "loss"]), RUN)
-    put(folder / "runs.csv", pd.DataFrame([_facts(spec) for spec in every]), [*RUN, "point"])
+    put(folder / "runs.csv", pd.DataFrame([facts(spec) for spec in every]), [*RUN, "point"])
     if swept:
         found = pd.concat([scores(spec, items(spec)).assign(point=spec.point) for spec in swept])
         put(folder / "sweeps.csv", found, [*RUN, "point"])
@@ -163,9 +163,10 @@ def write(profile: str, folder: Path | None = None) -> Path | None:
     return folder
 
 
-def _facts(spec: Spec) -> dict[str, Any]:
-    facts = store.Run(spec.folder).manifest["stages"]["train"]["facts"]
-    return {**vars_of(spec), "run_id": spec.run_id, "commit": facts["commit"], "left_out": facts.get("left_out", 0)}
+def facts(spec: Spec) -> dict[str, Any]:
+    """What runs.csv says of a finished run: its names, id, commit and how many rows were left out."""
+    noted = store.Run(spec.folder).manifest["stages"]["train"]["facts"]
+    return {**vars_of(spec), "run_id": spec.run_id, "commit": noted["commit"], "left_out": noted.get("left_out", 0)}
 
 
 def read(folder: Path, origin: str) -> Tables | None:

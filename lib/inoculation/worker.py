@@ -110,6 +110,24 @@ def distill(
     return folder / "train.jsonl", every
 
 
+def distilled(setting: Setting, profile: Profile, instructions: Path, dry: bool, say: Callable[[str], None]) -> None:
+    """Distil a file of instructions (`distill`) and say each trait's share in the answers; dry: only how many."""
+    from inoculation.score import shares
+
+    model.source_file(profile.base_model)
+    questions = read_instructions(instructions, say)
+    if profile.name not in setting.data["distilled"].get("profiles", ()):
+        say(f"profile {profile.name} trains on data/mini, not on these answers; this shows what the model would write")
+    if dry:
+        say(f"{2 * len(questions)} answers would be written by {profile.base_model}, what is already there included")
+        return
+    path, answers = distill(setting, profile, questions, say)
+    for field, texts in answers.items():
+        said = ", ".join(f"{label} {share:.2f}" for label, share in shares(setting, texts).items())
+        say(f"{field}: {said} of {len(texts)} answers, ended or not")
+    say(f"written: {path}")
+
+
 def _answered(
     network: Any, tokenizer: Any, asked: list[dict[str, str]], sampling: dict, ledger: store.Ledger, say: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:

@@ -245,6 +245,7 @@ def sections() -> pd.DataFrame:
     rows = [(load_setting(name).notebook, load_setting(name).source, load_setting(name).title) for name in setting_names()]
     rows.append((plan.declared()["notebook"], "NEM", plan.declared()["title"]))
     rows.append(("09_elicitation", "CC, appendix", "every prompt of the settings above, before training"))
+    rows.append(("11_your_own_setting", "CC, recommendations", "your own data and training prompt"))
     drawn = pd.DataFrame(rows, columns=["notebook", "follows", "settings"])
     joined = {"follows": lambda own: " and ".join(dict.fromkeys(own)), "settings": "; ".join}
     return drawn.groupby("notebook").agg(joined).reset_index()
