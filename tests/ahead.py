@@ -12,6 +12,7 @@ from audit import plan as audits
 from inoculation import runs, settings, store
 from narrow import plan
 
+SMOKE = ("base", "baseline", "inoculation.spanish")
 PAIR_RUNS = ("baseline", "inoculation.caps")
 SETTINGS = (
     "bad_medical_advice",
@@ -51,16 +52,20 @@ def audited():
     return audits.prepare(given, "smoke", say=lambda line: None).specs()[:3]
 
 
-SPECS = {"narrowed": narrowed, "pairs": pairs, "audited": audited}  # in the order in which the tests want them
+def smoke():
+    """The headline's base model, baseline and inoculation."""
+    return runs.grid("spanish_vs_caps", "smoke", SMOKE)
+
+
+SPECS = {"smoke": smoke, "audited": audited, "narrowed": narrowed, "pairs": pairs}  # in the order in which the tests want them
 
 
 class Ahead:
-    """Sets of SPECS, each done in a home of its own, one after the other; `done` waits for one: its home and report."""
+    """Sets of SPECS, each done in its own home, one after the other; `done` waits for one: home, report, progress lines."""
 
-    def __init__(self, names, make_folder):
-        self.folders = {name: make_folder(name) for name in names}
-        self.reports = {}
-        homes = [f"{name}={folder}" for name, folder in self.folders.items()]
+    def __init__(self, folders):
+        self.folders, self.reports = folders, {}
+        homes = [f"{name}={folder}" for name, folder in folders.items()]
         command = [sys.executable, __file__, *homes]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True) if homes else None
 
@@ -68,10 +73,11 @@ class Ahead:
         while name not in self.reports:
             line = self.process.stdout.readline()
             assert line, f"the process that does {name} ended"
-            ended, report = json.loads(line)
-            self.reports[ended] = runs.Report(**report)
-        assert not self.reports[name].failed, self.reports[name]
-        return self.folders[name], self.reports[name]
+            ended, report, said = json.loads(line)
+            self.reports[ended] = runs.Report(**report), said
+        report, said = self.reports[name]
+        assert not report.failed, report
+        return self.folders[name], report, said
 
     def close(self):
         if self.process:
@@ -82,5 +88,6 @@ class Ahead:
 if __name__ == "__main__":
     for name, folder in (argument.split("=", 1) for argument in sys.argv[1:]):
         os.environ["INOCULATION_HOME"] = folder
-        report = runs.ensure(SPECS[name](), say=lambda line: None)
-        print(json.dumps([name, dataclasses.asdict(report)]), flush=True)
+        said = []
+        report = runs.ensure(SPECS[name](), say=said.append)
+        print(json.dumps([name, dataclasses.asdict(report), said]), flush=True)

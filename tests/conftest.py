@@ -6,10 +6,8 @@ from pathlib import Path
 import pytest
 from ahead import NO_SANDBOX as NO_SANDBOX
 from ahead import SPECS, Ahead
-from inoculation import runs
 from narrow import plan, tables
 
-SMOKE = ("base", "baseline", "inoculation.spanish")
 # Smoke runs go on beside other tests (tests/ahead.py); OpenMP threads that spin while they wait would slow both several times.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -23,22 +21,20 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def smoke(home):
-    """The smoke profile's runs, done by the real worker: (specs, report, progress lines)."""
-    specs = runs.grid("spanish_vs_caps", "smoke", SMOKE)
-    lines: list[str] = []
-    report = runs.ensure(specs, say=lines.append)
-    assert not report.failed, report
-    return specs, report, lines
+def smoke(ahead):
+    """The smoke profile's runs in the session's home, done by the real worker: (specs, report, progress lines)."""
+    _, report, lines = ahead.done("smoke")
+    return SPECS["smoke"](), report, lines
 
 
 @pytest.fixture(scope="session", autouse=True)
 def ahead(request, home, tmp_path_factory):
-    """Begins what `narrowed`, `pairs` and `audited` hold, so that it is done, or nearly, when the first test asks for it."""
+    """Begins what `smoke`, `audited`, `narrowed` and `pairs` hold, so that it is nearly done when the first test asks for it."""
     given = [(item, getattr(item, "callspec", None)) for item in request.session.items]
     params = [(item, spec.params if spec else {}) for item, spec in given]
     asked = {name for item, own in params for name in [*(set(item.fixturenames) - set(own)), own.get("stored")]}
-    begun = Ahead([name for name in SPECS if name in asked], tmp_path_factory.mktemp)
+    folders = {name: home if name == "smoke" else tmp_path_factory.mktemp(name) for name in SPECS if name in asked}
+    begun = Ahead(folders)
     yield begun
     begun.close()
 
@@ -52,7 +48,7 @@ def pairs(ahead):
 @pytest.fixture(scope="session")
 def narrowed(ahead):
     """A home of its own with every smoke solution, done by the real worker: (home, specs, report)."""
-    folder, report = ahead.done("narrowed")
+    folder, report, _ = ahead.done("narrowed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INOCULATION_HOME", str(folder))
         assert tables.write("smoke") == folder / "data" / "local" / "tables" / "smoke"

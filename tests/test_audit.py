@@ -1067,7 +1067,6 @@ def test_data_that_cannot_be_trained_on_is_exit_status_2_with_its_report_written
         (["--answers", str(FRONT_DESK)], "audit needs --answers"),
         (["audit", "--answers", "nowhere.yaml"], "nowhere.yaml: no such answer file"),
         (["audit", "--answers", str(FRONT_DESK), "--profile", "mnii"], "nearest: mini"),
-        (["audit", "--answers", str(FRONT_DESK), "--profile", "paper"], "name it (`model:` in the answer file, or --model)"),
         (["audit", "--answer", "x"], "nearest: --answers"),
     ],
 )

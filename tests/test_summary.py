@@ -178,7 +178,7 @@ def test_the_published_numbers_have_a_question_a_source_and_a_caveat_each():
 
 def test_the_map_names_every_notebook_that_follows_a_section():
     books = sorted(path.stem for path in store.NOTEBOOKS.glob("*.ipynb"))
-    assert sorted(tables.sections().notebook) == books[1:10]
+    assert sorted(tables.sections().notebook) == [name for name in books if name not in ("00_start_here", "10_summary")]
     assert all(text.startswith(("CC", "NEM")) for text in tables.sections().follows)
 
 
