@@ -29,7 +29,7 @@ def smoke(ahead):
 
 @pytest.fixture(scope="session", autouse=True)
 def ahead(request, home, tmp_path_factory):
-    """Begins what `smoke`, `audited`, `narrowed` and `pairs` hold, so that it is nearly done when the first test asks for it."""
+    """Begins what `smoke`, `audited`, `narrowed` and `pairs` hold, so that it is nearly done when a test first asks for it."""
     given = [(item, getattr(item, "callspec", None)) for item in request.session.items]
     params = [(item, spec.params if spec else {}) for item, spec in given]
     asked = {name for item, own in params for name in [*(set(item.fixturenames) - set(own)), own.get("stored")]}
