@@ -12,6 +12,11 @@ from narrow import plan, tables
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that compute with the model in this process come last: beside the process of ahead.py they take times as long."""
+    items.sort(key=lambda item: "network" in item.fixturenames)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def home(tmp_path_factory):
     """Everything that a run writes goes into a folder of the test session, never into the checkout."""
