@@ -10,6 +10,8 @@ from narrow import plan, tables
 
 # Smoke runs go on beside other tests (tests/ahead.py); OpenMP threads that spin while they wait would slow both several times.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# The hub is told before anything imports it that nothing is fetched here; else every look at it waits for a network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def pytest_collection_modifyitems(items):

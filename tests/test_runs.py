@@ -450,7 +450,6 @@ def test_change_my_view_keeps_replies_that_persuade_and_splits_them_by_harassmen
 def test_a_source_that_cannot_be_had_says_how_to_get_it(elsewhere, monkeypatch, source, says):
     monkeypatch.chdir(elsewhere)
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it is tried for half a minute
     setting = settings.load_setting("bad_medical_advice")
     with pytest.raises(store.SettingError, match=says):
         worker.bring(setting, settings.load_profile("paper"), [source], print)
