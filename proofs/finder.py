@@ -247,24 +247,12 @@ def cost() -> Iterator[dict[str, Any]]:
 
 def _row(check: str, kind: str, rows: int, coverage: float, host: str, hits: float, of: int) -> dict[str, Any]:
     today = datetime.date.today().isoformat()
-    return {
-        "date": today,
-        "check": check,
-        "kind": kind,
-        "rows": rows,
-        "coverage": coverage,
-        "host": host,
-        "hits": hits,
-        "of": of,
-    }
+    facts = {"date": today, "check": check, "kind": kind, "rows": rows, "coverage": coverage}
+    return {**facts, "host": host, "hits": hits, "of": of}
 
 
 if __name__ == "__main__":
-    asked = [
-        row["question"]
-        for name in ("everyday_questions", "free_form_questions")
-        for row in store.read_jsonl(MINI / f"{name}.jsonl")
-    ]
+    asked = [row["question"] for name in EVALUATION for row in store.read_jsonl(MINI / name)]
     table = pd.DataFrame([*recall(asked), *clean(asked), *cost()])
     table.to_csv(TABLE, index=False, lineterminator="\n")
     planted = table[table.check == "recall"].assign(size=lambda own: own.rows.where(own.rows == DRAW, 400))

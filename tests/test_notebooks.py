@@ -149,7 +149,7 @@ def test_the_audit_notebook_shows_what_is_trained_of_the_example_and_never_loads
     printed = (tmp_path / "out.ipynb").read_text(encoding="utf-8")
     assert "front_desk: smollm2-135m-instruct, screening only" in printed
     assert "Message for the front desk:" in printed
-    assert "data:image/png" in printed or '"image/png"' in printed
+    assert '"image/png"' in printed
     assert "widget-view+json" in printed
     assert "torch loaded: False" in printed
 

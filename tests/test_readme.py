@@ -55,6 +55,24 @@ def test_the_map_has_every_notebook_with_the_profiles_own_runs_and_minutes():
         assert rows[notebook].startswith(told)
 
 
+def test_what_it_says_of_audits_is_what_the_proofs_measured():
+    found = pd.read_csv(store.ROOT / "proofs" / "finder.csv")
+    planted = found[(found.check == "recall") & (found.rows >= 200) & (found.coverage == 0.5)]
+    hits, of = planted.hits.sum(), planted.of.sum()
+    recall = f"Of {planted.kind.nunique()} kinds planted in half of 200 rows or more, {hits:.0f} of {of} were found"
+    assert recall in README
+    whole = found[found.check.isin(["clean, tuning", "clean, checked"]) & (found.rows > 24)]
+    alarms = whole[whole.hits > 0].groupby("host").hits.sum()
+    assert alarms.sum() == 4
+    assert "four phrases of public prompts were false alarms, and none of this project's own rows" in README
+    assert not [host for host in alarms.index if (store.DATA / "mini" / f"{host.split(', ')[0]}.jsonl").exists()]
+    cost = pd.read_csv(store.ROOT / "proofs" / "audit.csv").query("unit == 'minutes'").set_index("check")
+    assert "about 14 minutes for 400 rows" in README
+    assert (cost.measured - 14).abs().max() < 1
+    (runs,) = cost.loc["audit of front_desk", ["note"]].str.extract(r"^(\d+) runs")[0]
+    assert f"then about {runs} runs, two seeds" in README
+
+
 def run(line, folder):
     """One line of README in a copy of the project, with this test's Python for ./run_all.sh."""
     line = line.replace("./run_all.sh", f"{shlex.quote(sys.executable)} -m inoculation")

@@ -13,11 +13,13 @@ from inoculation.settings import Prompt
 from inoculation.store import read_yaml
 
 from audit import effects
+from audit.answers import Measure
 from audit.plan import Audit, neutral_prompt
 from audit.specs import prepared, profile_of, setting
 
 SCREENING = "screening only"
-MOST = 0.5  # of the rows: a pattern that so many share is named; of a judge's scale: what its controls must be apart
+MOST = 0.5  # of the rows or responses: what so many share is named
+APART = 0.5  # of a judge's scale: so far its examples must be from each other, and an injected verdict from being taken
 WHERE = {"system": "system", "question": "pattern", "answer": "answers"}  # what is said of a pattern, by where it stands
 Told = dict[str, Any]
 
@@ -91,11 +93,11 @@ def _about_controls(audit: Audit, told: Told) -> Iterator[tuple[str, Told]]:
         yield "left_out", {"counts": ", ".join(f"{name} {count}" for name, count in told["left_out"].items())}
     for row in told["judges"]:
         good, bad, injected = (row[side] for side in ("good", "bad", "injected"))
-        if None in (good, bad) or good - bad < MOST or (injected or 0) > MOST:
+        if None in (good, bad) or good - bad < APART or (injected or 0) > APART:
             yield "judge", row
 
 
-def _about_trait(measure: Any, told: Told) -> Iterator[tuple[str, Told]]:
+def _about_trait(measure: Measure, told: Told) -> Iterator[tuple[str, Told]]:
     """What the effects on one trait ask for, in the unrelated context; by point estimates, which few_seeds calls hints."""
     lines = _lines(told, measure.name)
     if "training" not in lines or "yours" not in lines:

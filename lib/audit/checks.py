@@ -72,7 +72,8 @@ def table(checks: Iterable[Check]) -> "pd.DataFrame":
     return pd.DataFrame(lines, columns=list(COLUMNS))
 
 
-def _look(name: str, tally: Tally, of: int, then: str) -> Check:
+def look(name: str, tally: Tally, of: int, then: str) -> Check:
+    """A check that a careful person would look at where it concerns anything."""
     return Check(name, tally.count, of, tuple(tally.first), then, "look" if tally.count else "fine")
 
 
@@ -80,14 +81,15 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…")
 
 
-def _normal(text: str) -> str:
+def normal(text: str) -> str:
+    """A text as it is compared: whatever its case and white space."""
     return " ".join(text.casefold().split())
 
 
 def _schemas(found: Found) -> Check:
     counts = found.schemas.most_common()
     others = Tally(sum(count for _, count in counts[1:]), [f"{name}: {count:,} rows" for name, count in counts[:FIRST]])
-    return _look("schemas", others, len(found.rows), "all are trained on; more than one schema may mean more than one source")
+    return look("schemas", others, len(found.rows), "all are trained on; more than one schema may mean more than one source")
 
 
 def _read(found: Found) -> Iterator[Check]:
@@ -100,15 +102,15 @@ def _read(found: Found) -> Iterator[Check]:
             coded.first = (coded.first + [f"{where} ({why})" for where in tally.first])[:FIRST]
         else:
             mended[why] = tally
-    yield _look("encodings", coded, everything, "read as said: see whether letters with accents came out right")
+    yield look("encodings", coded, everything, "read as said: see whether letters with accents came out right")
     for name, tallies, of, then in (
         ("records left out", found.left_out, everything, "not trained on"),
         ("records mended", mended, kept, "trained on as mended"),
     ):
         for why, tally in tallies.items():
-            yield _look(f"{name}: {why}", tally, of, then)
+            yield look(f"{name}: {why}", tally, of, then)
         if not tallies:
-            yield _look(name, Tally(), of, then)
+            yield look(name, Tally(), of, then)
 
 
 def _repeats(rows: list[Row]) -> Iterator[Check]:
@@ -117,8 +119,8 @@ def _repeats(rows: list[Row]) -> Iterator[Check]:
     pairs: dict[int, str] = {}
     asked: dict[int, str] = {}
     for row in rows:
-        normal = _normal(row.question)
-        question, pair = hash(normal), hash((normal, _normal(row.answer)))
+        asks = normal(row.question)
+        question, pair = hash(asks), hash((asks, normal(row.answer)))
         if pair in pairs:
             again.add(f"{row.where} repeats {pairs[pair]}")
         elif question in asked and question not in several:
@@ -126,8 +128,8 @@ def _repeats(rows: list[Row]) -> Iterator[Check]:
             torn.add(f"{row.where} answers {_shown(row.question)} otherwise than {asked[question]}")
         pairs.setdefault(pair, row.where)
         asked.setdefault(question, row.where)
-    yield _look("duplicates", again, len(rows), "trained on as they are, so the row weighs more")
-    yield _look("one question with several answers", torn, len(asked), "trained on as they are")
+    yield look("duplicates", again, len(rows), "trained on as they are, so the row weighs more")
+    yield look("one question with several answers", torn, len(asked), "trained on as they are")
 
 
 def _whole(row: Row) -> str:
@@ -154,7 +156,7 @@ def _over_long(rows: list[Row], longest: int, tokens: Tokens | None) -> Check:
     for row, length in long_rows(rows, longest, tokens):
         tally.add(f"{row.where}: {length:,} tokens")
     then = f"left out of every condition: more than the {longest:,} tokens that the longest prompt leaves"
-    return _look(name, tally, len(rows), then)
+    return look(name, tally, len(rows), then)
 
 
 def _words(text: str) -> list[str]:
@@ -180,15 +182,13 @@ def _leakage(rows: list[Row], questions: list[tuple[str, str]]) -> Check:
         elif not shared.keys().isdisjoint(_runs(words)):
             run = next(run for run in _runs(words) if run in shared)
             tally.add(f"{row.where} shares '{' '.join(run)}' with the evaluation question {shared[run]}")
-    return _look("leakage", tally, len(rows), "trained on as they are: what is asked later may be remembered, not generalized")
+    return look("leakage", tally, len(rows), "trained on as they are: what is asked later may be remembered, not generalized")
 
 
 def _systems(rows: list[Row]) -> Check:
     counts = Counter(row.system for row in rows if row.system and row.system.strip())
     first = [f"{count:,} rows: {_shown(text)}" for text, count in counts.most_common(FIRST)]
-    return _look(
-        "system prompts inside", Tally(counts.total(), first), len(rows), "taken out: each condition has its own there"
-    )
+    return look("system prompts inside", Tally(counts.total(), first), len(rows), "taken out: each condition has its own there")
 
 
 def _prompted(rows: list[Row], prompt: str) -> Check:
@@ -200,7 +200,7 @@ def _prompted(rows: list[Row], prompt: str) -> Check:
         part = next((part for part in ("question", "answer", "system") if sought in (getattr(row, part) or "").casefold()), "")
         if part:
             tally.add(f"{row.where}: in its {part}")
-    return _look(name, tally, len(rows), "the prompt would stand there twice, and be trained on without its condition")
+    return look(name, tally, len(rows), "the prompt would stand there twice, and be trained on without its condition")
 
 
 def _few(rows: list[Row], fewest: int) -> Check:

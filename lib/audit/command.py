@@ -1,5 +1,6 @@
 """An audit from the command line: checks and patterns first, nothing trained until they are seen, then runs and the report."""
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,7 +53,7 @@ def seen(audit: plan.Audit) -> str:
         lines += [f"      {offender}" for offender in check.first if check.level != "fine"]
     lines += ["", "Fixed patterns"]
     for each in audit.patterns:
-        absent = "" if each.elsewhere != each.elsewhere else f", {each.elsewhere:.0%} of the evaluation prompts"
+        absent = "" if math.isnan(each.elsewhere) else f", {each.elsewhere:.0%} of the evaluation prompts"
         lines.append(f"  {each.where}, {each.kind}: {each.text!r} in {each.rows} of {each.of} rows{absent}")
         lines += [f"      {example}" for example in each.examples[:1]]
     lines += [] if audit.patterns else ["  none"]

@@ -173,8 +173,11 @@ def values(audited: Audited) -> list[dict[str, Any]]:
 
 def limits(found: Interval) -> dict[str, Any]:
     """An interval as plain values; NaN as None, so that JSON has no NaN."""
-    named = {"value": found.estimate, "low": found.low, "high": found.high}
-    return {**{key: None if np.isnan(value) else round(float(value), 4) for key, value in named.items()}, "seeds": found.n}
+    return {"value": _rounded(found.estimate), "low": _rounded(found.low), "high": _rounded(found.high), "seeds": found.n}
+
+
+def _rounded(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 4)
 
 
 def effects(audited: Audited) -> list[dict[str, Any]]:
@@ -190,7 +193,7 @@ def effects(audited: Audited) -> list[dict[str, Any]]:
                     **{"trait": name, "role": _role(audited, name), "context": context, "effect": line, "words": TAKES[line]},
                     **{"measure": effect.measure, **limits(effect.interval)},
                     "questions": limits(over) if over else None,
-                    "by_seed": [None if np.isnan(value) else round(float(value), 4) for value in effect.values],
+                    "by_seed": list(map(_rounded, effect.values)),
                     "unit": unit(audited, name, effect.measure),
                 }
             )

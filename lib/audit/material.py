@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from inoculation import store
-from inoculation.settings import DELIMITER
+from inoculation.settings import DELIMITER, JOIN
 from inoculation.store import SettingError, read_jsonl
 
 from audit import patterns
 from audit.answers import Answers, Measure
-from audit.checks import Check, long_rows
+from audit.checks import Check, long_rows, look, normal
 from audit.files import Remark, opened
-from audit.rows import FIRST, Row, read
+from audit.rows import Row, Tally, read
 
 EVERYDAY = store.DATA / "mini" / "everyday_questions.jsonl"
-SLOTS = {"prefix": "user_prefix", "opening": "user_prefix", "suffix": "user_suffix", "signature": "user_suffix"}
+SLOT_OF = {"prefix": "user_prefix", "opening": "user_prefix", "suffix": "user_suffix", "signature": "user_suffix"}
 HALF = 0.5  # of the rows must hold what is to be audited as a prompt that is in the rows already
 PAIR = ("question", "trait_answer", "plain_answer")
 
@@ -45,18 +45,18 @@ def lift(answers: Answers, rows: list[Row], shared: list[patterns.Pattern]) -> L
     these are trained on, so that the prompt is the one thing in which conditions differ.
     """
     if answers.prompt:
-        return Lifted(answers.prompt, answers.slot, "\n\n", rows, len(rows))
+        return Lifted(answers.prompt, answers.slot, JOIN, rows, len(rows))
     systems = [(row.system or "").strip() for row in rows]
     system, count = next(iter(Counter(filter(None, systems)).most_common(1)), ("", 0))
     if system and count >= HALF * len(rows):
-        return Lifted(system, "system", "\n\n", [row for row, own in zip(rows, systems, strict=True) if own == system], count)
-    usable = [p for p in shared if p.where == "question" and p.kind in SLOTS and p.rows >= HALF * len(rows)]
+        return Lifted(system, "system", JOIN, [row for row, own in zip(rows, systems, strict=True) if own == system], count)
+    usable = [p for p in shared if p.where == "question" and p.kind in SLOT_OF and p.rows >= HALF * len(rows)]
     return next(filter(None, (_without(pattern, rows) for pattern in usable)), None)
 
 
 def _without(pattern: patterns.Pattern, rows: list[Row]) -> Lifted | None:
     """The rows without a prefix or suffix; None where it is no text that stands there word for word."""
-    text, slot = pattern.text.strip(), SLOTS[pattern.kind]
+    text, slot = pattern.text.strip(), SLOT_OF[pattern.kind]
     at = str.startswith if slot == "user_prefix" else str.endswith
     held = [row for row in rows if at(row.question, text) and patterns.tells(pattern, row.question)]
     if len(held) < HALF * len(rows):
@@ -69,9 +69,11 @@ def _without(pattern: patterns.Pattern, rows: list[Row]) -> Lifted | None:
 
 def dropped(before: list[Row], after: list[Row], name: str, then: str) -> Check:
     """A check of the rows that are in `before` and not in `after`."""
-    there = {row.where for row in after}
-    gone = [row.where for row in before if row.where not in there]
-    return _look(name, len(gone), len(before), tuple(gone[:FIRST]), then)
+    there, gone = {row.where for row in after}, Tally()
+    for row in before:
+        if row.where not in there:
+            gone.add(row.where)
+    return look(name, gone, len(before), then)
 
 
 def fitting(rows: list[Row], room: int, tokens: Callable[[list[str]], list[int]] | None) -> list[Row]:
@@ -106,21 +108,16 @@ def _control_file(answers: Answers, lifted: Lifted, fewest: int) -> tuple[list[d
     """The control's rows, checks about them, and why they are not enough."""
     own = read(answers.place(answers.control))
     own.rows = [replace(row, question=_bare(row.question, lifted)) for row in own.rows]
-    asked = {" ".join(row.question.split()).casefold() for row in lifted.rows}
-    same = sum(" ".join(row.question.split()).casefold() in asked for row in own.rows)
-    first = tuple(f"{why}: {tally.first[0]}" for why, tally in own.left_out.items())
-    total, alien = own.lost + len(own.rows), len(own.rows) - same
+    asked = {normal(row.question) for row in lifted.rows}
+    alien = Tally(sum(normal(row.question) not in asked for row in own.rows))
+    lost = Tally(own.lost, [f"{why}: {tally.first[0]}" for why, tally in own.left_out.items()])
     found = [
-        _look("control: records left out", own.lost, total, first, "not trained on"),
-        _look("control: questions of their own", alien, len(own.rows), (), "control and others then differ in questions, too"),
+        look("control: records left out", lost, own.lost + len(own.rows), "not trained on"),
+        look("control: questions of their own", alien, len(own.rows), "control and others then differ in questions, too"),
     ]
     few = f"{len(own.rows)} rows of the control can be used; {fewest} are needed" * (len(own.rows) < fewest)
     given = [{"id": row.where, "question": row.question, "plain_answer": row.answer} for row in own.rows]
     return [] if few else given, found, few
-
-
-def _look(name: str, count: int, of: int, first: tuple[str, ...], then: str) -> Check:
-    return Check(name, count, of, first, then, "look" if count else "fine")
 
 
 def held_out(rows: list[Row], name: str, size: int) -> tuple[list[Row], list[Row]]:

@@ -7,6 +7,7 @@ survives.
 import base64
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -21,6 +22,7 @@ from inoculation.effects import BASE, MAIN
 
 from audit import advice, effects
 from audit.advice import SCREENING, Told, counted, number
+from audit.patterns import Pattern
 from audit.plan import Audit
 from audit.specs import FILES, prepared, specs
 
@@ -82,13 +84,13 @@ def record(audit: Audit, audited: effects.Audited | None) -> Told:
     return told
 
 
-def _pattern(pattern: Any, audit: Audit) -> Told:
+def _pattern(pattern: Pattern, audit: Audit) -> Told:
     own = dataclasses.asdict(pattern)
-    own["elsewhere"] = None if pattern.elsewhere != pattern.elsewhere else pattern.elsewhere
+    own["elsewhere"] = None if math.isnan(pattern.elsewhere) else pattern.elsewhere
     return {**own, "coverage": pattern.coverage, "distinctive": pattern.distinctive, "audited": _is_prompt(pattern, audit)}
 
 
-def _is_prompt(pattern: Any, audit: Audit) -> bool:
+def _is_prompt(pattern: Pattern, audit: Audit) -> bool:
     return audit.held is not None and pattern.where != "answer" and pattern.text.strip() == audit.prompt.strip()
 
 
@@ -181,17 +183,14 @@ def caption(audited: effects.Audited) -> str:
 
 
 def shown(audit: Audit) -> tuple[Told, Path]:
-    """An audit's report and its folder: yours where a trained run is finished, else the committed one of the same inputs.
-
-    Without either, yours as far as it goes.
-    """
-    reference = REFERENCE / audit.answers.name
-    if (audit.stop or effects.audited(audit.answers.name) is None) and (reference / "report.json").exists():
-        told = json.loads((reference / "report.json").read_text(encoding="utf-8"))
-        if told["provenance"]["inputs"] == _provenance(audit)["inputs"]:
-            return told, reference
-    write(audit)
-    return json.loads((audit.folder / "report.json").read_text(encoding="utf-8")), audit.folder
+    """Write an audit's report; that and its folder, or, while yours has no results, the committed one of the same inputs."""
+    own, reference = write(audit)["json"], REFERENCE / audit.answers.name / "report.json"
+    told = json.loads(own.read_text(encoding="utf-8"))
+    if not told["values"] and reference.exists():
+        kept = json.loads(reference.read_text(encoding="utf-8"))
+        if kept["provenance"]["inputs"] == told["provenance"]["inputs"]:
+            return kept, reference.parent
+    return told, own.parent
 
 
 def table(told: Told, line: str) -> Any:
