@@ -467,7 +467,7 @@ print(f"{read - begun:.1f} {time.time() - read:.1f} {most:.0f}")
 
 
 def test_many_rows_are_read_and_checked_in_little_memory(tmp_path):
-    # A tenth of what proofs/audit.py reads, in a sixth of its memory.
+    # A tenth of what proofs/audits.py reads, in a sixth of its memory.
     size, filler = 30_000, " ".join(f"word{n}" for n in range(40))
     with (tmp_path / "large.jsonl").open("w") as file:
         for n in range(size):

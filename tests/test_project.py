@@ -234,6 +234,12 @@ def test_a_second_run_trains_nothing_and_ends_in_time(smoke, home):
     assert seconds < 30
 
 
+def test_no_script_hides_a_package_of_the_library_from_its_neighbours():
+    packages = {path.name for path in (ROOT / "lib").iterdir() if path.is_dir()}
+    assert len(packages) > len(BESIDE)
+    assert not packages & {path.stem for name in ("proofs", "bench", "tests") for path in (ROOT / name).glob("*.py")}
+
+
 def test_doctor_finds_this_machine_well(elsewhere):
     done = subprocess.run([sys.executable, "proofs/doctor.py"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

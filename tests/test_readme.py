@@ -66,7 +66,7 @@ def test_what_it_says_of_audits_is_what_the_proofs_measured():
     assert alarms.sum() == 4
     assert "four phrases of public prompts were false alarms, and none of this project's own rows" in README
     assert not [host for host in alarms.index if (store.DATA / "mini" / f"{host.split(', ')[0]}.jsonl").exists()]
-    cost = pd.read_csv(store.ROOT / "proofs" / "audit.csv").query("unit == 'minutes'").set_index("check")
+    cost = pd.read_csv(store.ROOT / "proofs" / "audits.csv").query("unit == 'minutes'").set_index("check")
     assert "about 14 minutes for 400 rows" in README
     assert (cost.measured - 14).abs().max() < 1
     (runs,) = cost.loc["audit of front_desk", ["note"]].str.extract(r"^(\d+) runs")[0]

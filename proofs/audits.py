@@ -1,4 +1,4 @@
-"""What does an audit cost? Writes proofs/audit.csv (dated in its first column); its two reports go into data/results/audits.
+"""What does an audit cost? Writes proofs/audits.csv (dated in its first column); its two reports go into data/results/audits.
 
 The two example audits are run from nothing, in a home of their own, with the embedded model and two seeds. What bad input costs
 is measured in a process of its own each: all that happens before anything trains, with the peak of its memory.
