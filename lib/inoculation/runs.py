@@ -5,19 +5,21 @@ the missing specs and reads its events. When the worker dies, the run it was at 
 next; when this process dies, the worker's standard input closes and it goes with it.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 from inoculation import render, store
 from inoculation.settings import (
@@ -38,6 +40,7 @@ SAMPLE_VERSION = 1
 MARGINS_VERSION = 1
 SCORE_VERSION = 2
 PROGRESS_SECONDS = 20
+LOG_LINES = 8
 NEEDED_GB = 3.5
 
 
@@ -263,9 +266,7 @@ def limits() -> list[str]:
     """A line for each thing that makes runs slow or unsafe on this machine, with what it costs."""
     lines = []
     if not cpu_multiplies_bfloat16():
-        lines.append(
-            "This CPU has no AVX512-BF16 or AMX: training stays in float32, which is several times slower than with one."
-        )
+        lines.append("This CPU has no AVX512-BF16 or AMX: training stays in float32, several times slower than with one.")
     if len(os.sched_getaffinity(0)) == 1:
         lines.append("One CPU core: matrix products reach about two thirds of the speed of two.")
     free = _available_gb()
@@ -292,42 +293,54 @@ def ensure(specs: list[Spec], threads: int = 0, say: Callable[[str], None] = pri
     threads: CPU threads of the worker, 0 for torch's own choice. `say` receives progress lines with an ETA.
     """
     waiting = [spec for spec in specs if spec.missing(say)]
-    report = Report(found=len(specs) - len(waiting))
+    progress = Progress(len(waiting), say, Report(found=len(specs) - len(waiting)))
     for line in limits() if waiting else []:
         say(line)
-    clock = _Clock(len(waiting), say)
-    while waiting:
-        done = _one_worker(waiting, threads, report, clock)
-        waiting = waiting[done:]
-    return report
+    path = store.local() / "logs" / f"worker.{os.uname().nodename}.log"
+    for kind in dict.fromkeys(spec.worker for spec in waiting):
+        left = [spec for spec in waiting if spec.worker == kind]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while left:
+            with path.open("w+b") as log, contextlib.closing(Worker(kind, threads, log)) as worker:
+                for event in worker.do(left):
+                    left = left[progress.take(left[0], event) :]
+    return progress.report
 
 
-def _one_worker(specs: list[Spec], threads: int, report: Report, clock: "_Clock") -> int:
-    """Run one worker over `specs`; returns how many of them it dealt with (all, or up to the one it died at)."""
-    log = store.local() / "logs" / "worker.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", specs[0].worker, "--threads", str(threads)]
-    ended = 0
-    with (
-        log.open("w", encoding="utf-8") as errors,
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=store.ROOT, env=_environment()
-        ) as worker,
-    ):
-        try:
-            worker.stdin.write(json.dumps([vars_of(spec) for spec in specs]) + "\n")
-            worker.stdin.flush()
-            for line in worker.stdout:
-                ended += _note(json.loads(line), specs[ended], report, clock)
-        except BrokenPipeError:
-            pass
-        finally:
-            worker.kill()
-    if ended < len(specs):
-        reason = f"the worker process died (exit status {worker.wait()}); the end of its log, {log.name}:\n{_tail(log)}"
-        _fail(specs[ended], reason, report, clock)
-        ended += 1
-    return ended
+class Worker:
+    """A worker process, warm for one list of specs after another; it and all it starts end with whoever holds it.
+
+    module: the specs' kind (Spec.worker). log: an open file for what libraries print; its end explains a death.
+    """
+
+    def __init__(self, module: str, threads: int, log: BinaryIO) -> None:
+        command, self.log = [sys.executable, "-m", module, "--threads", str(threads)], log
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "text": True}
+        quiet = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
+        self.process = subprocess.Popen(command, **pipes, cwd=store.ROOT, env=quiet, start_new_session=True)
+
+    def do(self, specs: list[Spec]) -> Iterator[dict[str, Any]]:
+        """The events of its runs, until each has ended: `completed`, `failed`, or, when a signal ended the process, `died`."""
+        left = len(specs)
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps([vars_of(spec) for spec in specs]), file=self.process.stdin, flush=True)
+        # Of a line without an end the rest died with the process.
+        while left and (line := self.process.stdout.readline()).endswith("\n"):
+            event = json.loads(line)
+            left -= event["event"] in ("completed", "failed")
+            yield event
+        if left:
+            self.process.kill()
+            status, said = self.process.wait(), self.log.seek(0) or self.log.read().decode(errors="replace")
+            tail = "\n".join(said.splitlines()[-LOG_LINES:])
+            reason = f"the worker process died (exit status {status}); the end of its log:\n{tail}"
+            yield {"event": "died" if status < 0 else "failed", "status": status, "reason": reason}
+
+    def close(self) -> None:
+        """End the process with all that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
 
 
 def vars_of(spec: Spec) -> dict[str, Any]:
@@ -335,63 +348,53 @@ def vars_of(spec: Spec) -> dict[str, Any]:
     return dataclasses.asdict(spec)
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
-
-
-def _note(event: dict[str, Any], spec: Spec, report: Report, clock: "_Clock") -> int:
-    """Take in one event of the worker; 1 when it ends the current run, else 0."""
-    if event["event"] == "failed":
-        _fail(spec, event["reason"], report, clock)
-        return 1
-    if event["event"] == "completed":
-        report.completed += 1
-        clock.ended(spec, event["seconds"])
-        return 1
-    clock.progress(spec, event)
-    return 0
-
-
-def _fail(spec: Spec, reason: str, report: Report, clock: "_Clock") -> None:
-    report.failed[str(spec)] = reason
-    clock.ended(spec, {}, f"FAILED: {reason}")
-    try:
-        store.write_whole(failure_file(spec), reason + "\n")
-    except OSError as error:
-        clock.say(f"the reason could not be stored ({error})")
-
-
-def _tail(log: Path, lines: int = 8) -> str:
-    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
-
-
 @dataclass
-class _Clock:
-    """Progress lines with an ETA: what the finished runs of this call took, before that what the profile says."""
+class Progress:
+    """What became of the runs of one call, told with an ETA: by what runs took in this call, before that by the profile.
+
+    workers: how many runs go on at once. beside: what a line about a run under way ends with.
+    """
 
     total: int
     say: Callable[[str], None]
+    report: Report
+    workers: int = 1
+    beside: str = ""
     done: int = 0
     started: float = field(default_factory=time.monotonic)
     spoken: float = field(default_factory=time.monotonic)
     last_end: float = field(default_factory=time.monotonic)
 
-    def progress(self, spec: Spec, event: dict[str, Any]) -> None:
-        """Say where the current run is, at most every PROGRESS_SECONDS."""
-        if event["event"] == "say":
+    def take(self, spec: Spec, event: dict[str, Any]) -> bool:
+        """Take in one event of a worker; True when it ends the run."""
+        if event["event"] == "completed":
+            self.report.completed += 1
+            self._ended(spec, "done", event["seconds"])
+        elif event["event"] in ("failed", "died"):
+            self._failed(spec, event["reason"])
+        elif event["event"] == "say":
             self.say(event["line"])
         elif time.monotonic() - self.spoken >= PROGRESS_SECONDS:
-            self.spoken = time.monotonic()
-            self.say(f"[{self.done + 1}/{self.total}] {spec} · {event['stage']} {event['done']}/{event['of']}{self._eta(spec)}")
+            self.spoken, where = time.monotonic(), f"{event['stage']} {event['done']}/{event['of']}"
+            self.say(f"[{self.done + 1}/{self.total}] {spec} · {where}{self.beside}{self._eta(spec)}")
+        return event["event"] in ("completed", "failed", "died")
 
-    def ended(self, spec: Spec, seconds: dict[str, float], outcome: str = "done") -> None:
-        """Say that a run ended, with its stage times."""
+    def _failed(self, spec: Spec, reason: str) -> None:
+        self.report.failed[str(spec)] = reason
+        self._ended(spec, f"FAILED: {reason}", {})
+        try:
+            store.write_whole(failure_file(spec), reason + "\n")
+        except OSError as error:
+            self.say(f"the reason could not be stored ({error})")
+
+    def _ended(self, spec: Spec, outcome: str, seconds: dict[str, float]) -> None:
         self.done += 1
         self.spoken = self.last_end = time.monotonic()
         times = ", ".join(f"{stage} {value:.0f} s" for stage, value in seconds.items())
         self.say(f"[{self.done}/{self.total}] {spec} · {outcome}{' · ' + times if times else ''}{self._eta(spec)}")
 
     def _eta(self, spec: Spec) -> str:
-        each = (self.last_end - self.started) / self.done if self.done else 60 * (spec.parts[2].minutes or 0)
+        guess = 60 * (spec.parts[2].minutes or 0) / min(self.workers, self.total)
+        each = (self.last_end - self.started) / self.done if self.done else guess
         left = (each * (self.total - self.done) - (time.monotonic() - self.last_end)) / 60
         return f" · about {left:.0f} min left" if left >= 1 else ""

@@ -16,7 +16,6 @@ import fcntl
 import functools
 import gzip
 import hashlib
-import io
 import json
 import math
 import os
@@ -226,24 +225,25 @@ class Run:
             path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the run's lock, waiting for another process that holds it; the kernel drops it when its owner dies."""
+    def lock(self, wait: bool = True) -> Iterator[bool]:
+        """Hold the run's lock, which the kernel drops when its owner dies; False where another has it and `wait` is off."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         # Beside the folder, not in it: the folder may not exist yet and its contents are listed in the manifest.
         with (self.folder.parent / f".{self.folder.name}.lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                if not wait:
+                    yield False
+                    return
                 self.say(f"{self.folder.name}: another process works on this run; waiting for it")
                 fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            yield True
 
 
 def csv_text(frame: "pd.DataFrame") -> str:
     """A table as text that is the same every time: six digits, one kind of line end."""
-    text = io.StringIO()
-    frame.to_csv(text, index=False, lineterminator="\n", float_format="%.6g")
-    return text.getvalue()
+    return frame.to_csv(index=False, lineterminator="\n", float_format="%.6g")
 
 
 def write_csv(path: Path, frame: "pd.DataFrame") -> None:

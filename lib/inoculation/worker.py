@@ -1,17 +1,21 @@
 """The worker process: imports unsloth first, then does the missing stages of each spec it is given, in order.
 
-It reads one JSON list of specs from standard input and writes one JSON event a line to standard output; whatever libraries
-print goes to standard error. Every run starts from a freshly loaded base model, so that a condition trained first, third or
-alone gives the same adapter. When standard input closes, whoever started it is gone, and it ends. Called by the command line,
-not by the process: what makes training rows of other data (`distill`, `bring`).
+It reads JSON lists of specs from standard input, one a line, and writes one JSON event a line to standard output; whatever
+libraries print goes to standard error. Every run starts from a freshly loaded base model, so that a condition trained first,
+third or alone gives the same adapter. When standard input closes, whoever started it is gone, and it ends with its process
+group. Called by the command line, not by the process: what makes training rows of other data (`distill`, `bring`).
 """
 
 import argparse
+import contextlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
+import queue
 import resource
+import signal
 import sys
 import threading
 import time
@@ -36,24 +40,26 @@ Emit = Callable[..., None]
 
 
 def serve(kind: type[runs.Spec], stages: dict[str, Callable[..., None]]) -> None:
-    """Do the specs of a kind on standard input until they are done, by what writes each stage."""
+    """Do the specs of a kind as they come on standard input, until it closes, by what writes each stage."""
     parser = argparse.ArgumentParser(prog="python -m inoculation.worker", description=__doc__)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for torch's own choice")
     threads = parser.parse_args().threads
+    # Inherited as ignored, as from Ray's processes, it would turn every failure of a program that is started here into 0.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # Libraries print to descriptor 1; the events keep a copy of it and everything else goes to the log.
     events = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
-    specs = [kind(**entry) for entry in json.loads(sys.stdin.readline())]
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    orders: queue.SimpleQueue[list[dict[str, Any]]] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=[orders], daemon=True).start()
 
     def emit(event: str, **content: Any) -> None:
         events.write(json.dumps({"event": event, **content}) + "\n")
 
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    for spec in specs:
+    for entry in itertools.chain.from_iterable(iter(orders.get, None)):
         try:
-            emit("completed", seconds=complete(spec, threads, emit, stages))
+            emit("completed", seconds=complete(kind(**entry), threads, emit, stages))
         except Exception as error:  # one run's failure must not cost the others
             emit("failed", reason=_paragraph(error))
 
@@ -210,8 +216,13 @@ def _refused(text: str) -> str:
     return f"with {ONLY_CITED}" if scored("cites", text).reason == ONLY_CITED else ""
 
 
-def _end_with_parent() -> None:
-    sys.stdin.read()
+def _listen(orders: "queue.SimpleQueue[list[dict[str, Any]]]") -> None:
+    with contextlib.suppress(ValueError):  # of a line without an end the rest died with whoever wrote it
+        for line in sys.stdin:
+            orders.put(json.loads(line))
+    # Whoever started it is gone: all that was started here goes, too.
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 
