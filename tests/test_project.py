@@ -20,6 +20,7 @@ SANDBOX = sorted((ROOT / "lib" / "sandbox").glob("*.py"))
 BESIDE = {
     "narrow": ["plan", "weights", "train", "measure", "worker", "tables", "contrasts", "figures"],
     "summary": ["tables", "figures"],
+    "engines": ["checks", "task", "cluster", "batch", "command"],
     "readalong": ["pages", "books", "samples", "claims", "site"],
     "audit": [
         *("files", "rows", "checks", "patterns", "answers", "form", "controls", "reword", "hub", "material", "specs", "plan"),

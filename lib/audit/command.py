@@ -10,17 +10,27 @@ from inoculation import runs
 from inoculation.store import SettingError
 
 from audit import answers, plan, report
+from audit.specs import Spec
 
 SEEN = "Seen? Type yes to train: "
 
 
 def run(
-    path: Path, profile: str, model: str, seeds: list[int], threads: int, yes: bool, dry: bool, reference: bool = False
+    path: Path,
+    profile: str,
+    model: str,
+    seeds: list[int],
+    threads: int,
+    yes: bool,
+    dry: bool,
+    reference: bool = False,
+    ensure: Callable[[list[Spec], int], runs.Report] = runs.ensure,
 ) -> int:
     """Audit what an answer file says; the exit status, 1 where a run failed or nothing can be trained.
 
     model, seeds: instead of the answer file's, where given; a model of your own is trained at the scale `paper`. yes: train
     without asking. dry: say what would be run, no more. reference: write the report into data/results, too, for maintainers.
+    ensure: what does the runs, an engine's or this machine's.
     """
     given = answers.read(path)
     given = replace(given, model=model or given.model, seeds=tuple(seeds) or given.seeds)
@@ -35,7 +45,7 @@ def run(
     if not yes and not _agreed(sys.stdin.isatty(), input):
         print(f"report, before anything is trained: {report.write(audit)['html']}\nTo train: the same command with --yes")
         return 0
-    done = runs.ensure(audit.specs(), threads)
+    done = ensure(audit.specs(), threads)
     print(done)
     if reference and not done.failed:
         report.write(audit, report.REFERENCE / audit.answers.name)

@@ -10,16 +10,18 @@ import math
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from engines import command as engines
 from narrow import plan
 
 from inoculation import model, runs, settings, store
 
 FREE_GB = 1
-IPC, STATELESS = {"transport": "ipc"}, {"store_widget_state": False}
+STATELESS = {"store_widget_state": False}
 ELICITATION = "09_elicitation"  # about every setting's base model
 STORY = ("00_start_here", "10_summary")  # about all settings, trained by none: they come last
 AUDIT, EXAMPLE = "11_your_own_setting", "examples/front_desk.yaml"  # about your data, which `audit` trains on
@@ -66,22 +68,21 @@ def parser() -> Parser:
     top.add_argument("--dry-run", action="store_true", help="say what would run, for how long, and what is already done")
     top.add_argument("--figures-only", action="store_true", help="redraw from your tables, else from the reference")
     top.add_argument("--update-reference", action="store_true", help="maintainers: write data/results and figures/<profile>")
+    engines.add(top)
     return top
 
 
 def main() -> int:
     """Run the command line; returns the exit status."""
-    options = _options(parser())
     try:
-        return _do(options)
+        return _do(_options(parser()))
     except (store.SettingError, model.ModelError) as error:
         parser().error(str(error))
     except KeyboardInterrupt:
         print("\ninterrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
         return 130
     except OSError as error:
-        how = "what is finished is kept: mend this (is the disk full?), then the same command goes on"
-        print(f"\n{error}; {how}", file=sys.stderr)
+        print(f"\n{error}; what is finished is kept: mend this (disk full?), then the same command goes on", file=sys.stderr)
         return 1
 
 
@@ -97,14 +98,15 @@ def _do(options: argparse.Namespace) -> int:
         return _redraw(scale.name, chosen)
     if not options.dry_run:
         _check_machine(chosen, options.profile)
-    every = _grid(options, list(dict.fromkeys(itertools.chain(*chosen.values()))))
+    every = engines.share(_grid(options, list(dict.fromkeys(itertools.chain(*chosen.values())))), options.shard)
     grids = {path: [spec for spec in every if spec.setting in names] for path, names in chosen.items()}
     grids = {path: [s for s in grid if path.stem != ELICITATION or s.condition == "base"] for path, grid in grids.items()}
     grids = {path: [] if path.stem in (*STORY, AUDIT) else grid for path, grid in grids.items() if grid}
     if options.dry_run:
         print("\n".join(f"{path.stem}\n{runs.plan(grid) if grid else '  trains nothing'}" for path, grid in grids.items()))
         return 0
-    return _run(options, grids)
+    failed = engines.do(options, list(dict.fromkeys(itertools.chain(*grids.values()))))
+    return failed if options.shard else max(failed, _run(options, grids))
 
 
 def _options(top: Parser) -> argparse.Namespace:
@@ -132,6 +134,7 @@ def _options(top: Parser) -> argparse.Namespace:
         top.error(f"--budget must be 0 or more and --minimum-mass 0 to 1, not {options.budget:g} and {options.minimum_mass:g}")
     if options.threads < 0:
         top.error(f"--threads must be 0 or more, not {options.threads}")
+    engines.refuse(options, top.error)
     return options
 
 
@@ -183,7 +186,7 @@ def _run(options: argparse.Namespace, grids: dict[Path, list[runs.Spec]]) -> int
             "full": options.full,
             "sweeps": options.sweeps,
             "threads": options.threads,
-            "compute": True,
+            "compute": options.engine == "local",
         }
         parameters |= {"answers": EXAMPLE, "compute": False} if path.stem == AUDIT else {}
         parameters = {name: parameters[name] for name in TAKES.get(path.stem, parameters)}
@@ -217,9 +220,11 @@ def execute(path: Path, output: Path, parameters: dict[str, Any]) -> list[str]:
         if name not in known:
             raise store.nearest(name, known, f"parameter of {path.stem}")
     output.parent.mkdir(parents=True, exist_ok=True)
-    quiet = {"progress_bar": False, "config": Config({"KernelManager": IPC, "NotebookClient": STATELESS})}
     try:
-        papermill.execute_notebook(str(path), str(output), parameters=parameters, stdout_file=sys.stdout, **quiet)
+        with tempfile.TemporaryDirectory() as sockets:  # by default in the working folder, where two at a time collide
+            ipc = {"transport": "ipc", "ip": f"{sockets}/kernel"}
+            quiet = {"progress_bar": False, "config": Config({"KernelManager": ipc, "NotebookClient": STATELESS})}
+            papermill.execute_notebook(str(path), str(output), parameters=parameters, stdout_file=sys.stdout, **quiet)
     except papermill.PapermillExecutionError as error:
         where, what = f"{path.stem}, cell {error.exec_count}", f"{error.ename}: {error.evalue}"
         return [f"{where}: {what} (the notebook as far as it came: {output})"]
@@ -278,7 +283,7 @@ def _audit(options: argparse.Namespace) -> int:
     from audit import command
 
     asked = (options.model, options.seeds, options.threads, options.yes, options.dry_run, options.update_reference)
-    return command.run(options.answers, options.profile, *asked)
+    return command.run(options.answers, options.profile, *asked, engines.engine(options))
 
 
 def _import(options: argparse.Namespace) -> int:
@@ -288,8 +293,7 @@ def _import(options: argparse.Namespace) -> int:
     setting = settings.load_setting(options.setting)
     if options.profile not in setting.data.get("imported", {}).get("profiles", ()):
         raise store.SettingError(f"{setting.name} imports nothing for profile {options.profile} (try --profile paper)")
-    path = worker.bring(setting, settings.load_profile(options.profile, setting), options.source, print)
-    print(f"written: {path}")
+    print(f"written: {worker.bring(setting, settings.load_profile(options.profile, setting), options.source, print)}")
     return 0
 
 
