@@ -8,6 +8,7 @@ Ray ends the tasks when the process that started them ends, and each worker ends
 import contextlib
 import heapq
 import os
+import re
 import signal
 import socket
 import tempfile
@@ -139,8 +140,9 @@ def _look(noted: checks.Noted, needs: dict[str, float], say: Callable[[str], Non
         except ray.exceptions.GetTimeoutError:
             faults[where] = f"no answer in {LOOK_SECONDS} seconds; look at it with ray status"
         except ray.exceptions.RayTaskError as error:
-            what = "this library does not run there" if isinstance(error.cause, ImportError) else type(error.cause).__name__
-            faults[where] = f"{what} ({' '.join(str(error.cause).split())[:200]}); ./run_all.sh doctor on it says more"
+            cause = " ".join(str(error.cause).split())[:200]
+            what = "this library does not run there: " if "No module named" in cause else ""
+            faults[where] = f"{what}{type(error.cause).__name__}: {cause}; ./run_all.sh doctor on it says more"
         except ray.exceptions.RayError as error:
             lost[where] = f"node {where} is lost ({type(error).__name__}); look at it with ray status"
             say(lost[where])
@@ -232,7 +234,7 @@ class _Sweep:
         if time.monotonic() - self.counted < COUNT_SECONDS:
             return
         self.counted, nodes = time.monotonic(), _nodes()
-        self.progress.workers = max(1, sum(_room(node, self.needs) for node in nodes))
+        self.progress.workers = max(1, sum(_room(node, self.needs) for node in nodes if node["NodeID"] not in self.shunned))
         self.nodes = {node["NodeID"]: node["Resources"]["memory"] for node in nodes if _room(node, self.needs)}
         for each, one in list(self.at_work.items()):
             if each not in self.begun and one.fits and not one.fits & self.nodes.keys():
@@ -270,8 +272,9 @@ class _Sweep:
             event = ray.get(next(each))
         except ray.exceptions.RayTaskError as error:
             event = {"event": "failed", "reason": f"{type(error.cause).__name__}: {' '.join(str(error.cause).split())}"}
-        except ray.exceptions.OutOfMemoryError:
+        except ray.exceptions.OutOfMemoryError as error:
             event = {"event": "died", "reason": "Ray ended it: its node was out of memory", "status": -signal.SIGKILL}
+            event["id"] = named[1] if (named := re.search(r"\bID: ([0-9a-f]{56})\b", str(error))) else ""
         except (ray.exceptions.RayError, StopIteration) as error:
             where = f"with node {self.begun[each]['node']}" if each in self.begun else "before it began"
             event = {"event": "died", "reason": f"lost {where} ({type(error).__name__})"}
@@ -293,7 +296,7 @@ class _Sweep:
         elif event["event"] == "died" and one.failures + 1 < task.TRIES:
             one.failures += 1
             if event.get("status") == -signal.SIGKILL:
-                one.starved, one.avoided = one.starved + 1, begun.get("id", "")
+                one.starved, one.avoided = one.starved + 1, event.get("id") or begun.get("id", "")
             one.after = time.monotonic() + task.pause(one.failures)
             self.progress.say(f"{spec} · again in {task.pause(one.failures):.0f} s: {event['reason']}")
         else:

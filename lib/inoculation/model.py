@@ -93,14 +93,17 @@ def converted(base_model: str) -> Path:
     if not cache_fault(base_model):
         return folder
     source = source_file(base_model)
-    scratch = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    _convert(source, scratch)
-    noted = {path.name: store.file_digest(path) for path in sorted(scratch.iterdir())}
-    (scratch / "digests.json").write_text(json.dumps(noted, indent=1), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
+    with store.Run(folder).lock():  # of several that begin at once, one converts
+        if not cache_fault(base_model):
+            return folder
+        scratch = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        _convert(source, scratch)
+        noted = {path.name: store.file_digest(path) for path in sorted(scratch.iterdir())}
+        (scratch / "digests.json").write_text(json.dumps(noted, indent=1), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
     return folder
 
 
