@@ -327,7 +327,7 @@ def test_a_worker_that_cannot_start_is_an_error_and_a_line_that_is_cut_ends_it(h
         assert cut.process.wait(30) == -signal.SIGKILL
 
 
-def sweep_of(monkeypatch, nodes):
+def sweep_of(nodes):
     """A sweep over nodes that are only names with their memory, and the options of every task that it would send."""
     sent: list[dict] = []
     remote = types.SimpleNamespace(options=lambda **own: types.SimpleNamespace(remote=lambda *given: sent.append(own)))
@@ -337,8 +337,8 @@ def sweep_of(monkeypatch, nodes):
     return sweep, sent
 
 
-def test_what_lacked_memory_is_given_more_elsewhere_and_a_node_that_is_not_fit_nothing(monkeypatch):
-    sweep, sent = sweep_of(monkeypatch, {"a": 8.0, "b": 5.0})
+def test_what_lacked_memory_is_given_more_elsewhere_and_a_node_that_is_not_fit_nothing():
+    sweep, sent = sweep_of({"a": 8.0, "b": 5.0})
     sweep._task(cluster._Try(0, 0))
     sweep._task(cluster._Try(0, 0, starved=1, avoided="b"))
     sweep._task(cluster._Try(0, 0, starved=1, avoided="a"))

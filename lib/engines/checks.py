@@ -77,8 +77,9 @@ def noted(specs: list[Spec]) -> Iterator[Noted]:
     for left in token.parent.glob(f"{TOKEN}*"):  # of a sweep that was killed
         if _unshared(left):
             left.unlink(missing_ok=True)
-    with token.open("w") as held:
+    with (begun := token.with_name(f".begun-{sweep}")).open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
+        begun.rename(token)  # under its name it is locked from the start, else a sweep that begins beside would take it away
         try:
             yield Noted(
                 versions(),
